@@ -1,0 +1,96 @@
+#include "core/thread_pool.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace grebe {
+namespace {
+
+void cpu_relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// About 50 us of pauses before parking: longer than the gap between two ops of a layer, shorter than anyone notices.
+constexpr int kSpins = 2000;
+
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads < 1 ? 1 : n_threads) {
+  threads_.reserve(n_threads_ - 1);
+  for (int i = 1; i < n_threads_; i++) threads_.emplace_back([this, i] { worker_main(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  stopping_.store(true);
+  epoch_.fetch_add(1);
+  epoch_.notify_all();
+  for (std::thread& t : threads_) t.join();
+}
+
+void ThreadPool::run(int64_t n_tasks, TaskFn fn, void* ctx) {
+  if (n_threads_ == 1 || n_tasks == 1) {
+    for (int64_t i = 0; i < n_tasks; i++) fn(ctx, i, 0);
+    return;
+  }
+  fn_ = fn;
+  ctx_ = ctx;
+  n_tasks_ = n_tasks;
+  next_task_.store(0, std::memory_order_relaxed);
+  n_working_.store(n_threads_ - 1, std::memory_order_relaxed);
+  epoch_.fetch_add(1, std::memory_order_seq_cst);
+  if (n_parked_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
+  work(0);
+  for (int spin = 0; n_working_.load(std::memory_order_acquire) != 0; spin++) {
+    if (spin < kSpins) {
+      cpu_relax();
+    } else {
+      std::this_thread::yield();  // a worker lost its core: give it ours
+    }
+  }
+  if (failed_.load(std::memory_order_relaxed)) {
+    failed_.store(false);
+    std::exception_ptr error = std::move(error_);
+    error_ = nullptr;
+    std::rethrow_exception(error);
+  }
+}
+
+void ThreadPool::work(int thread) {
+  for (;;) {
+    const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
+    if (task >= n_tasks_) return;
+    try {
+      fn_(ctx_, task, thread);
+    } catch (...) {
+      if (!failed_.exchange(true)) error_ = std::current_exception();
+    }
+  }
+}
+
+void ThreadPool::worker_main(int thread) {
+  uint32_t seen = 0;
+  for (;;) {
+    uint32_t epoch = epoch_.load(std::memory_order_acquire);
+    for (int spin = 0; epoch == seen; spin++) {
+      if (spin < kSpins) {
+        cpu_relax();
+      } else {
+        n_parked_.fetch_add(1, std::memory_order_seq_cst);
+        epoch_.wait(seen, std::memory_order_seq_cst);
+        n_parked_.fetch_sub(1, std::memory_order_relaxed);
+      }
+      epoch = epoch_.load(std::memory_order_acquire);
+    }
+    seen = epoch;
+    if (stopping_.load()) return;
+    work(thread);
+    n_working_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+}  // namespace grebe
