@@ -20,13 +20,14 @@ namespace grebe {
 
 enum class GgufType : uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
 
-/// Scalars are widened (u64, i64, f64); strings and arrays are views into the mapping.
+/// An array, as a view into the mapping; elements may be unaligned.
 struct GgufArray {
   GgufType element_type;
   uint64_t count;
   const uint8_t* data;  ///< first element (strings: u64 length, bytes, ...), bounds already checked
   uint64_t data_bytes;
 };
+/// Scalars are widened (u64, i64, f64); strings and arrays are views into the mapping.
 using GgufValue = std::variant<uint64_t, int64_t, double, bool, std::string_view, GgufArray>;
 
 struct GgufKey {
@@ -36,26 +37,44 @@ struct GgufKey {
   uint64_t offset;  ///< of the key in its file, for messages
 };
 
+/// Checked: no dimension is 0, the number of elements fits 62 bits, rows are whole blocks, data lies inside its file.
+/// A tensor of a type that gguf_type_info() does not know has data null and n_bytes 0.
 struct GgufTensor {
   std::string_view name;
-  uint32_t type;                 ///< the number in the file; DType where known
-  std::vector<uint64_t> ne;      ///< 1..4 dimensions, ne[0] contiguous
+  uint32_t type;             ///< the number in the file; DType where known
+  std::vector<uint64_t> ne;  ///< 1..4 dimensions, ne[0] contiguous
   const uint8_t* data;
   uint64_t n_bytes;
   uint64_t offset;  ///< absolute, in its file
   int shard;
+
+  /// Size of dimension i; 1 past the last.
+  uint64_t dim(size_t i) const { return i < ne.size() ? ne[i] : 1; }
+  /// "[4096, 256]"
+  std::string shape() const;
 };
+
+/// Name and block of a tensor type number: dtype_info() plus the types that this engine cannot compute with but must name
+/// and measure. `name` is null for a number nobody knew when this was written.
+DTypeInfo gguf_type_info(uint32_t type);
+/// "Q4_0 (type 2)" or "unknown (type 99)".
+std::string gguf_type_name(uint32_t type);
+/// Text of a hostile file, quoted and fit for a message: unprintable bytes as '?', at most 80 of them.
+std::string quoted(std::string_view text);
 
 class GgufFile {
  public:
   /// Opens `path` and, when it is shard 1 of n (`-00001-of-0000n.gguf`), the others beside it.
-  /// Throws IoError, FormatError{path, offset}, UnsupportedModel for big-endian or unknown versions.
+  /// Throws IoError, FormatError{path, offset}, UnsupportedModel for big-endian or unknown versions and for a later shard.
   static std::shared_ptr<const GgufFile> open(const std::string& path);
 
   const std::string& path() const;
   uint32_t version() const;
   uint64_t file_bytes() const;  ///< of all shards
+  int n_shards() const;
+  const std::string& shard_path(int shard) const;
 
+  /// Of the first file; other shards only carry their split.* numbers.
   const std::vector<GgufKey>& keys() const;
   const GgufKey* find_key(std::string_view key) const;
 
