@@ -6,6 +6,7 @@
 // translation units are built with -ffp-contract=off: fma happens where it is written and nowhere else.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -171,6 +172,113 @@ inline f32x16 exp2i16(f32x16 n) {
 inline f32x16 load16_f16(const uint16_t* p) { GREBE_EACH_(f16_to_f32(p[i])); }
 #undef GREBE_EACH_
 
+#endif
+
+/// 16 KV codes as floats times `scale`: an E4M3 code shifted into a half has exponent bias 15 instead of 7, so the caller's scale
+/// carries 2^8 more. NaN codes are not preserved (480 comes out); rows are written by us and hold none.
+inline f32x16 load16_e4m3(const uint8_t* p, float scale_2p8) {
+#if defined(GREBE_ISA_AVX512) || defined(GREBE_ISA_AVX2)
+  const __m256i c = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i h = _mm256_or_si256(
+      _mm256_slli_epi16(_mm256_and_si256(c, _mm256_set1_epi16(0x7f)), 7),
+      _mm256_slli_epi16(_mm256_and_si256(c, _mm256_set1_epi16(0x80)), 8));
+#if defined(GREBE_ISA_AVX512)
+  return {_mm512_mul_ps(_mm512_cvtph_ps(h), _mm512_set1_ps(scale_2p8))};
+#else
+  const __m256 s = _mm256_set1_ps(scale_2p8);
+  return {_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(h)), s),
+          _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)), s)};
+#endif
+#else
+  uint16_t h[16];
+  for (int i = 0; i < 16; i++) h[i] = static_cast<uint16_t>((p[i] & 0x7f) << 7 | (p[i] & 0x80) << 8);
+  return load16_f16(h) * set16(scale_2p8);
+#endif
+}
+
+/// 16 bf16 numbers from memory of any alignment.
+inline f32x16 load16_bf16(const uint8_t* p) {
+#if defined(GREBE_ISA_AVX512)
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+#else
+  float t[16];
+  for (int i = 0; i < 16; i++) {
+    uint16_t h;
+    std::memcpy(&h, p + 2 * i, 2);
+    t[i] = bf16_to_f32(h);
+  }
+  return load16(t);
+#endif
+}
+
+/// Sixteen 32-bit integers: lanes of a panel product.
+#if defined(GREBE_ISA_AVX512)
+struct i32x16 {
+  __m512i v;
+};
+inline i32x16 izero16() { return {_mm512_setzero_si512()}; }
+inline i32x16 iset16(int32_t x) { return {_mm512_set1_epi32(x)}; }
+/// acc[lane] += sum over 4 of panel u8[lane][4] * q i8[4]; panel codes at most 64.
+inline i32x16 dot4(i32x16 acc, const uint8_t* panel, int32_t q) {
+  return {_mm512_dpbusd_epi32(acc.v, _mm512_loadu_si512(panel), _mm512_set1_epi32(q))};
+}
+inline f32x16 to_f32(i32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+#elif defined(GREBE_ISA_AVX2)
+struct i32x16 {
+  __m256i a, b;
+};
+inline i32x16 izero16() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline i32x16 iset16(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline i32x16 dot4(i32x16 acc, const uint8_t* panel, int32_t q) {
+  const __m256i one = _mm256_set1_epi16(1), qv = _mm256_set1_epi32(q);
+  const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
+  const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32));
+  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(one, _mm256_maddubs_epi16(lo, qv))),
+          _mm256_add_epi32(acc.b, _mm256_madd_epi16(one, _mm256_maddubs_epi16(hi, qv)))};
+}
+inline f32x16 to_f32(i32x16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+#elif defined(GREBE_ISA_NEON)
+struct i32x16 {
+  int32x4_t q[4];
+};
+inline i32x16 iset16(int32_t x) {
+  return {{vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x), vdupq_n_s32(x)}};
+}
+inline i32x16 izero16() { return iset16(0); }
+inline i32x16 dot4(i32x16 acc, const uint8_t* panel, int32_t q) {
+  const int8x16_t qv = vreinterpretq_s8_s32(vdupq_n_s32(q));
+  for (int i = 0; i < 4; i++) {
+    acc.q[i] = vdotq_s32(acc.q[i], vreinterpretq_s8_u8(vld1q_u8(panel + 16 * i)), qv);
+  }
+  return acc;
+}
+inline f32x16 to_f32(i32x16 a) {
+  f32x16 r;
+  for (int i = 0; i < 4; i++) r.q[i] = vcvtq_f32_s32(a.q[i]);
+  return r;
+}
+#else
+struct i32x16 {
+  int32_t v[16];
+};
+inline i32x16 iset16(int32_t x) {
+  i32x16 r;
+  for (int i = 0; i < 16; i++) r.v[i] = x;
+  return r;
+}
+inline i32x16 izero16() { return iset16(0); }
+inline i32x16 dot4(i32x16 acc, const uint8_t* panel, int32_t q) {
+  int8_t b[4];
+  std::memcpy(b, &q, 4);
+  for (int i = 0; i < 64; i++) acc.v[i / 4] += panel[i] * b[i % 4];
+  return acc;
+}
+inline f32x16 to_f32(i32x16 a) {
+  f32x16 r;
+  for (int i = 0; i < 16; i++) r.v[i] = static_cast<float>(a.v[i]);
+  return r;
+}
 #endif
 
 /// The first n lanes from memory, the others zero. 0 <= n <= 16.

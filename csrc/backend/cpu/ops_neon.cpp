@@ -1,0 +1,3 @@
+#define GREBE_ISA neon
+#define GREBE_ISA_NEON
+#include "backend/cpu/ops_impl.h"

@@ -1,0 +1,143 @@
+#include <algorithm>
+
+#include "grebe.h"
+#include "model/fingerprint.h"
+#include "model/model_impl.h"
+
+namespace grebe {
+namespace {
+
+void check_options(const LoadOptions& o) {
+  if (o.kv_rounding != "official" && o.kv_rounding != "off") {
+    throw InvalidArgument("kv_rounding is '" + o.kv_rounding + "'; expected 'official' or 'off'");
+  }
+  if (o.kernels != "fast" && o.kernels != "exact") {
+    throw InvalidArgument("kernels is '" + o.kernels + "'; expected 'fast' or 'exact'");
+  }
+  if (o.n_threads < 0 || o.n_threads > 1024) {
+    throw InvalidArgument("n_threads is " + std::to_string(o.n_threads) + "; expected 1..1024, or 0 for all usable cores");
+  }
+  if (o.prefill_chunk < 1 || o.prefill_chunk > 4096) {
+    throw InvalidArgument("prefill_chunk is " + std::to_string(o.prefill_chunk) + "; expected 1..4096");
+  }
+}
+
+}  // namespace
+
+Model::Model() : impl_(std::make_unique<Impl>()) {}
+Model::~Model() = default;
+
+std::shared_ptr<Model> Model::load(const std::string& path, const LoadOptions& options) {
+  check_options(options);
+  std::shared_ptr<Model> model(new Model());
+  Impl& m = *model->impl_;
+  m.options = options;
+  m.file = GgufFile::open(path);
+  m.config = ModelConfig::from_gguf(*m.file);
+  m.weights = ModelWeights::from_gguf(*m.file, m.config);
+  if (m.file->find_key("tokenizer.ggml.tokens")) m.tokenizer = Tokenizer::from_gguf(*m.file);
+  const bool exact = options.kernels == "exact";
+  m.backend = make_backend(options.backend, {options.n_threads, exact, options.isa});
+  m.options.backend = m.backend->name();
+  m.options.n_threads = options.n_threads > 0 ? options.n_threads : usable_cores();
+  if (m.options.backend == "cpu") m.options.isa = isa_name(choose_isa(options.isa));
+  m.layout = std::make_unique<KvLayout>(m.config, options.kv_rounding == "official", exact);
+  m.forward = std::make_unique<Forward>(*m.backend, m.config, m.weights, *m.layout);
+  m.fingerprint = model_fingerprint(*m.file, m.config);
+  return model;
+}
+
+const GgufFile& Model::file() const { return *impl_->file; }
+const ModelConfig& Model::config() const { return impl_->config; }
+const ModelWeights& Model::weights() const { return impl_->weights; }
+const Tokenizer* Model::tokenizer() const { return impl_->tokenizer.get(); }
+const LoadOptions& Model::options() const { return impl_->options; }
+const std::string& Model::fingerprint() const { return impl_->fingerprint; }
+
+uint64_t Model::scratch_bytes() const {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->forward->scratch_bytes() + impl_->backend->scratch_bytes();
+}
+
+std::shared_ptr<Session> Model::session(int64_t n_ctx) {
+  const int64_t limit = impl_->config.max_context;
+  if (n_ctx < 0 || n_ctx > limit) {
+    throw InvalidArgument("n_ctx is " + std::to_string(n_ctx) + "; expected 1.." + std::to_string(limit) +
+                          " (the model's context), or none for all of it");
+  }
+  std::shared_ptr<Session> s(new Session());
+  s->impl_ = std::make_unique<Session::Impl>(shared_from_this(), n_ctx ? n_ctx : limit,
+                                             KvState(*impl_->backend, *impl_->layout));
+  return s;
+}
+
+void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) {
+  if (inputs.empty()) return;
+  int64_t n_rows = 0, n_logits = 0;
+  std::vector<std::unique_lock<std::mutex>> held;
+  for (size_t i = 0; i < inputs.size(); i++) {
+    Session* session = inputs[i].session;
+    if (!session || session->model().get() != this) {
+      throw InvalidArgument("step: input " + std::to_string(i) + " is not a session of this model");
+    }
+    for (size_t j = 0; j < i; j++) {
+      if (inputs[j].session == session) {
+        throw InvalidArgument("step: inputs " + std::to_string(j) + " and " + std::to_string(i) + " are the same session");
+      }
+    }
+    held.emplace_back(session->impl_->busy, std::try_to_lock);
+    if (!held.back().owns_lock()) throw InvalidArgument("session is busy: another thread is using it");
+    if (inputs[i].tokens.empty()) throw InvalidArgument("step: input " + std::to_string(i) + " has no tokens");
+    session->impl_->check_tokens(inputs[i].tokens);
+    session->impl_->check_room(session->pos() + static_cast<int64_t>(inputs[i].tokens.size()));
+    n_rows += static_cast<int64_t>(inputs[i].tokens.size());
+    n_logits += inputs[i].logits == StepInput::Logits::kNone   ? 0
+                : inputs[i].logits == StepInput::Logits::kLast ? 1
+                                                               : static_cast<int64_t>(inputs[i].tokens.size());
+  }
+  if (n_rows > impl_->options.prefill_chunk) {
+    throw InvalidArgument("step: " + std::to_string(n_rows) + " rows in one step; at most " +
+                          std::to_string(impl_->options.prefill_chunk) + " (prefill_chunk)");
+  }
+
+  // Everything that can fail for want of memory comes before the step; afterwards only moves.
+  std::vector<ForwardInput> forward;
+  std::vector<std::shared_ptr<Checkpoint>> checkpoints;
+  for (const StepInput& in : inputs) {
+    Session::Impl& s = *in.session->impl_;
+    const int64_t n = static_cast<int64_t>(in.tokens.size()), end = s.kv.pos() + n;
+    s.kv.reserve(n);
+    s.tokens.reserve(s.tokens.size() + n);
+    // The last aligned position of the step gets a checkpoint.
+    const int64_t aligned = end / kCheckpointTokens * kCheckpointTokens;
+    checkpoints.push_back(aligned > s.kv.pos() ? s.kv.new_checkpoint(aligned) : nullptr);
+    const int64_t rows = in.logits == StepInput::Logits::kNone ? 0 : in.logits == StepInput::Logits::kLast ? 1 : n;
+    forward.push_back({&s.kv, in.tokens, checkpoints.back().get(), rows});
+  }
+  const int64_t vocab = impl_->config.vocab_size;
+  const size_t before = logits.size();
+  logits.resize(before + n_logits * vocab);
+  std::vector<std::vector<float>> last(inputs.size());
+  for (size_t i = 0; i < inputs.size(); i++) {
+    if (forward[i].n_logits > 0) last[i].resize(vocab);
+  }
+  try {
+    std::lock_guard lock(impl_->mutex);
+    impl_->forward->run(forward, logits.data() + before);
+    impl_->forward->accept(forward);
+  } catch (...) {
+    logits.resize(before);
+    throw;
+  }
+  const float* next = logits.data() + before;
+  for (size_t i = 0; i < inputs.size(); i++) {
+    Session::Impl& s = *inputs[i].session->impl_;
+    s.tokens.insert(s.tokens.end(), inputs[i].tokens.begin(), inputs[i].tokens.end());
+    if (checkpoints[i]) s.kv.add_checkpoint(std::move(checkpoints[i]));
+    next += forward[i].n_logits * vocab;
+    if (forward[i].n_logits > 0) std::copy(next - vocab, next, last[i].begin());
+    s.logits = std::move(last[i]);
+  }
+}
+
+}  // namespace grebe
