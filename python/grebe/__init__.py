@@ -1,0 +1,75 @@
+"""grebe runs DeepSeek V4 Flash from a GGUF file.
+
+Example:
+    >>> import grebe
+    >>> with grebe.Model.load() as model:  # no path: the small model inside the package
+    ...     completion = model.complete("Once upon a time", max_tokens=8)
+    >>> completion.finish_reason
+    'length'
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from ._engine import Tokenizer, __version__
+from .config import ModelConfig, Sampling
+from .errors import (
+    BackendError,
+    BackendUnavailableError,
+    CancelledError,
+    ContextOverflowError,
+    FormatError,
+    GrebeError,
+    InvalidArgumentError,
+    OutOfMemoryError,
+    StorageError,
+    UnsupportedModelError,
+)
+from .generate import Completion, Event, Generation, TokenLogprob, Usage
+from .model import Model
+from .session import Session
+
+if TYPE_CHECKING:
+    from .fileinfo import FileInfo, inspect
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailableError",
+    "CancelledError",
+    "Completion",
+    "ContextOverflowError",
+    "Event",
+    "FileInfo",
+    "FormatError",
+    "Generation",
+    "GrebeError",
+    "InvalidArgumentError",
+    "Model",
+    "ModelConfig",
+    "OutOfMemoryError",
+    "Sampling",
+    "Session",
+    "StorageError",
+    "TokenLogprob",
+    "Tokenizer",
+    "UnsupportedModelError",
+    "Usage",
+    "__version__",
+    "errors",
+    "inspect",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Looking into files is rare and not needed to run a model: loaded on first use.
+    if name in ("FileInfo", "inspect"):
+        from . import fileinfo
+
+        return getattr(fileinfo, name)
+    raise AttributeError(f"module 'grebe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

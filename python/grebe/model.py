@@ -1,0 +1,281 @@
+"""A loaded model: the file, the threads and the sessions that belong to it."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import _engine
+from .config import ModelConfig, Sampling, model_config
+from .errors import InvalidArgumentError
+from .generate import Completion, complete
+from .session import Session
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from .session import Tokens
+
+__all__ = ["Model"]
+
+#: The model that comes with the package; see data/README.md.
+EMBEDDED_MODEL = Path(__file__).parent / "data" / "grebe-nano.gguf"
+
+
+class Model:
+    """A model file, mapped, and the engine that runs it. Made by :meth:`load`.
+
+    Thread-safe. Closing it, or leaving its ``with`` block, closes its sessions too; a call that is under way in
+    another thread finishes first. Memory returns when the last reference is gone.
+
+    Example:
+        >>> import grebe
+        >>> model = grebe.Model.load(n_threads=1)
+        >>> model.tokenizer.decode(model.tokenizer.encode("Once upon a time"))
+        'Once upon a time'
+    """
+
+    def __init__(self, engine: _engine.Model, path: Path) -> None:
+        self._impl: _engine.Model | None = engine
+        self._path = path
+        self._config = model_config(engine.config())
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        backend: str = "auto",
+        n_threads: int | None = None,
+        kv_rounding: str = "official",
+        kernels: str = "fast",
+        isa: str | None = None,
+        prefill_chunk: int = 512,
+    ) -> Model:
+        """Map a GGUF file and make it ready to run. Weights are not copied.
+
+        Args:
+            path: the file, or its first shard; None: the small model inside the package.
+            backend: "auto" or "cpu".
+            n_threads: None: the physical cores that this process may use. Results do not depend on it.
+            kv_rounding: "official" stores KV rows rounded as the model was trained; "off" stores plain f32.
+            kernels: "fast" multiplies quantized weights with int8 activations; "exact" keeps activations f32.
+            isa: instruction set of the kernels, None for the best of this machine; see docs of the engine.
+            prefill_chunk: tokens computed at once, 1 to 4096. Scratch memory grows with it; results do not change.
+
+        Raises:
+            StorageError: the file cannot be read.
+            FormatError: it is damaged.
+            UnsupportedModelError: it is another model, or a quantization that this build does not read.
+            BackendUnavailableError: no such backend or instruction set here.
+        """
+        if n_threads is not None and n_threads < 1:
+            raise InvalidArgumentError(f"n_threads is {n_threads}; at least 1 is expected")
+        file = EMBEDDED_MODEL if path is None else Path(path)
+        engine = _engine.Model.load(
+            file,
+            backend=backend,
+            n_threads=n_threads or 0,
+            kv_rounding=kv_rounding,
+            kernels=kernels,
+            isa=isa or "",
+            prefill_chunk=prefill_chunk,
+        )
+        return cls(engine, file)
+
+    @property
+    def _engine(self) -> _engine.Model:
+        if self._impl is None:
+            raise InvalidArgumentError("the model is closed")
+        return self._impl
+
+    def _adopt(self, engine: _engine.Session) -> Session:
+        session = Session(self, engine)
+        self._sessions.add(session)
+        return session
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's numbers."""
+        return self._config
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits; equal for equal weights and graph."""
+        return self._engine.fingerprint
+
+    @property
+    def tokenizer(self) -> _engine.Tokenizer:
+        """The file's tokenizer.
+
+        Raises:
+            InvalidArgumentError: the file has none.
+        """
+        tokenizer = self._engine.tokenizer
+        if tokenizer is None:
+            raise InvalidArgumentError(f"{self._path}: the file has no tokenizer; use token ids")
+        return tokenizer
+
+    @property
+    def options(self) -> dict[str, str | int]:
+        """The load options as resolved: backend, n_threads, isa and the others."""
+        return self._engine.options()
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one decoded token reads."""
+        return int(self._engine.weights()["bytes_per_token"])
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Bytes of scratch buffers held now, without weights and sessions."""
+        return self._engine.scratch_bytes
+
+    def session(self, n_ctx: int | None = None) -> Session:
+        """A new, empty session.
+
+        Args:
+            n_ctx: how many tokens it may cover; None: as many as the model was made for. Memory is taken as it grows.
+        """
+        if n_ctx is not None and n_ctx < 1:
+            raise InvalidArgumentError(f"n_ctx is {n_ctx}; at least 1 is expected")
+        return self._adopt(self._engine.session(n_ctx or 0))
+
+    def restore(self, snapshot: bytes | bytearray | memoryview) -> Session:
+        """A session from :meth:`Session.snapshot`, bit-identical to the one that was saved.
+
+        Raises:
+            FormatError: the bytes are damaged.
+            InvalidArgumentError: they are of another model.
+        """
+        return self._adopt(self._engine.restore(snapshot))
+
+    def step(
+        self, inputs: Sequence[tuple[Session, Tokens]], logits: str = "last"
+    ) -> NDArray[np.float32]:
+        """Append tokens to several sessions in one pass over the weights.
+
+        Each session's result is bit-identical to stepping it alone. On error every session is as before the call.
+
+        Args:
+            inputs: pairs of a session and its tokens; sessions distinct, together at most prefill_chunk tokens.
+            logits: "last" gives one row per session, "all" one per token, "none" none.
+
+        Returns:
+            f32[rows, vocab_size], in the order of the inputs.
+        """
+        return self._engine.step([(s._engine, tokens) for s, tokens in inputs], logits)
+
+    def complete(
+        self,
+        prompt: Tokens | str,
+        *,
+        max_tokens: int | None = 256,
+        stop: str | Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+        n_ctx: int | None = None,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> Completion:
+        """The continuation of a prompt, in a session of its own. Arguments as in :meth:`Session.generate`.
+
+        Example:
+            >>> import grebe
+            >>> model = grebe.Model.load()
+            >>> model.complete("Once upon a time", max_tokens=4).usage.completion_tokens
+            4
+        """
+        with self.session(n_ctx) as session:
+            return complete(
+                session.generate(
+                    prompt,
+                    max_tokens=max_tokens,
+                    stop=stop,
+                    sampling=sampling,
+                    on_progress=on_progress,
+                )
+            )
+
+    async def acomplete(
+        self,
+        prompt: Tokens | str,
+        *,
+        max_tokens: int | None = 256,
+        stop: str | Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+        n_ctx: int | None = None,
+    ) -> Completion:
+        """As :meth:`complete`, computed in a worker thread. Cancelling the task stops it at the next chunk or token."""
+        import asyncio
+
+        with self.session(n_ctx) as session:
+            generation = session.generate(
+                prompt, max_tokens=max_tokens, stop=stop, sampling=sampling
+            )
+            work = asyncio.ensure_future(asyncio.to_thread(complete, generation))
+            try:
+                return await asyncio.shield(work)
+            finally:
+                if not work.done():
+                    generation.cancel()
+                    await asyncio.wait({work})
+
+    def close(self) -> None:
+        """Close the model and its sessions. Closing twice is fine."""
+        for session in list(self._sessions):
+            session.close()
+        self._impl = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _facts(self) -> dict[str, str]:
+        config, options = self._config, self.options
+        return {
+            "name": config.name or self._path.name,
+            "layers": str(config.n_layers),
+            "hidden": str(config.hidden_size),
+            "vocabulary": str(config.vocab_size),
+            "experts": f"{config.n_experts_per_token} of {config.n_experts}",
+            "file": f"{self._engine.file_bytes / 1e6:.1f} MB",
+            "runs on": f"{options['backend']}/{options['isa']}, {options['n_threads']} threads",
+            "KV": f"{options['kv_rounding']} rounding, {config.kv_bytes_per_token(str(options['kv_rounding'])):.1f} bytes a token",
+        }
+
+    def __repr__(self) -> str:
+        if self._impl is None:
+            return "<grebe.Model closed>"
+        facts = self._facts()
+        return (
+            f"<grebe.Model {facts['name']!r}: {facts['layers']} layers, hidden {facts['hidden']}, "
+            f"{facts['file']}, {facts['runs on']}>"
+        )
+
+    def _repr_html_(self) -> str:
+        if self._impl is None:
+            return f"<code>{escape(repr(self))}</code>"
+        rows = "".join(
+            f"<tr><th>{escape(k)}</th><td>{escape(v)}</td></tr>" for k, v in self._facts().items()
+        )
+        return f"<table><caption>grebe.Model</caption>{rows}</table>"

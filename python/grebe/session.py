@@ -1,0 +1,251 @@
+"""A session: one sequence of tokens and the state that the model keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import _engine
+from .config import Sampling
+from .errors import InvalidArgumentError
+from .generate import Event, Generation, run_async
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from .model import Model
+
+    #: Token ids: a list, a tuple, or a one-dimensional integer array.
+    Tokens = Sequence[int] | NDArray[np.integer[Any]]
+
+__all__ = ["Session"]
+
+
+class Session:
+    """One sequence of tokens and its state. Made by :meth:`Model.session`, :meth:`fork` or :meth:`Model.restore`.
+
+    A session belongs to one caller at a time: two threads that use one at once get an
+    :class:`InvalidArgumentError`, never a corrupted state. Different sessions may be used from different threads;
+    their steps are serialised inside the model.
+
+    Every computing call releases the GIL. Ctrl-C is seen between chunks of a prompt and between tokens.
+
+    Example:
+        >>> import grebe
+        >>> model = grebe.Model.load()
+        >>> s = model.session(n_ctx=256)
+        >>> s.prefill([0, 2383, 692])
+        3
+        >>> s.prefill([0, 2383, 692, 262])  # the common prefix is kept
+        1
+        >>> s.logits.shape
+        (8192,)
+    """
+
+    def __init__(self, model: Model, engine: _engine.Session) -> None:
+        self._model = model
+        self._impl: _engine.Session | None = engine
+
+    @property
+    def _engine(self) -> _engine.Session:
+        if self._impl is None:
+            raise InvalidArgumentError("the session is closed")
+        return self._impl
+
+    @property
+    def model(self) -> Model:
+        """The model that the session belongs to."""
+        return self._model
+
+    def prefill(
+        self, tokens: Tokens, on_progress: Callable[[int, int], object] | None = None
+    ) -> int:
+        """Make the session's state cover exactly ``tokens`` and leave next-token logits ready.
+
+        Reuses the longest common prefix with the current state and computes the rest in chunks.
+
+        Args:
+            tokens: token ids, 1 <= len(tokens) <= n_ctx.
+            on_progress: called with (tokens done, tokens to do) after each chunk; what it raises cancels the call.
+
+        Returns:
+            Number of tokens actually computed, for usage accounting.
+
+        Raises:
+            ContextOverflowError: more tokens than n_ctx; the session is unchanged.
+            InvalidArgumentError: no tokens, or something that is not a token id; the session is unchanged.
+            KeyboardInterrupt: Ctrl-C; the state covers the chunks that were done, a prefix of ``tokens``.
+        """
+        return self._engine.prefill(tokens, on_progress)
+
+    def decode(self, token: int) -> None:
+        """Append one token; :attr:`logits` are then for the next one. On error the session is as before the call."""
+        self._engine.decode(token)
+
+    def evaluate(
+        self, tokens: Tokens, on_progress: Callable[[int, int], object] | None = None
+    ) -> NDArray[np.float32]:
+        """Append tokens and return the logits of every position.
+
+        Returns:
+            f32[n, vocab_size]; row i is for the position after ``tokens[i]``.
+        """
+        return self._engine.evaluate(tokens, on_progress)
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """f32[vocab_size] for the next token, a copy.
+
+        Raises:
+            InvalidArgumentError: there are none, since the session is empty.
+        """
+        return self._engine.logits
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that the state covers."""
+        return self._engine.tokens
+
+    @property
+    def pos(self) -> int:
+        """How many tokens the state covers."""
+        return self._engine.pos
+
+    @property
+    def n_ctx(self) -> int:
+        """How many tokens the state may cover."""
+        return self._engine.n_ctx
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the KV state. Blocks that forks share count in each of them."""
+        return self._engine.n_bytes
+
+    @property
+    def checkpoint_nbytes(self) -> int:
+        """Bytes that rewind checkpoints hold beside :attr:`nbytes`."""
+        return self._engine.checkpoint_bytes
+
+    def fork(self) -> Session:
+        """A second session with the same past. Shares all history, so its cost does not depend on the length."""
+        return self._model._adopt(self._engine.fork())
+
+    def rewind(self, pos: int, on_progress: Callable[[int, int], object] | None = None) -> int:
+        """Go back to ``pos`` tokens, with the logits of that position.
+
+        Args:
+            pos: 0 <= pos <= self.pos.
+            on_progress: as in :meth:`prefill`, for the tokens that are replayed.
+
+        Returns:
+            How many tokens were computed again.
+        """
+        return self._engine.rewind(pos, on_progress)
+
+    def snapshot(self) -> bytes:
+        """Everything needed to go on in another process; see :meth:`Model.restore`."""
+        return self._engine.snapshot()
+
+    def generate(
+        self,
+        prompt: Tokens | str | None = None,
+        *,
+        max_tokens: int | None = 256,
+        stop: str | Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> Generation:
+        """Continue a prompt, one event per token.
+
+        Args:
+            prompt: token ids that the session is to cover first, exactly as :meth:`prefill` does. Or text, which is
+                encoded without special tokens and appended to what the session covers; an empty session gets the
+                model's BOS token in front. None continues from the current state.
+            max_tokens: at most so many new tokens; None: until the model ends or the context is full.
+            stop: strings that end the text; they are not part of it. May cross token boundaries.
+            sampling: how tokens are chosen; greedy by default.
+            on_progress: called with (tokens done, tokens to do) during the prompt.
+
+        Returns:
+            An iterator of :class:`Event`. See :class:`Generation` for what the session covers after it.
+
+        Raises:
+            ContextOverflowError: the prompt leaves no room for a token.
+            InvalidArgumentError: an option out of range, or nothing to continue.
+
+        Example:
+            >>> import grebe
+            >>> s = grebe.Model.load().session(n_ctx=256)
+            >>> [event.token for event in s.generate("Once upon a time", max_tokens=3)] == s.tokens[-3:]
+            True
+        """
+        return Generation(
+            self,
+            self._prompt_tokens(prompt),
+            max_tokens=max_tokens,
+            stop=stop,
+            sampling=sampling,
+            on_progress=on_progress,
+        )
+
+    def agenerate(
+        self,
+        prompt: Tokens | str | None = None,
+        *,
+        max_tokens: int | None = 256,
+        stop: str | Sequence[str] | None = None,
+        sampling: Sampling | None = None,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> AsyncIterator[Event]:
+        """As :meth:`generate`, for ``async for``: tokens are computed in a worker thread, where on_progress runs too.
+
+        When the awaiting task is cancelled, the computation stops at the next chunk or token and the session is as
+        after a ``break``.
+        """
+        return run_async(
+            self.generate(
+                prompt,
+                max_tokens=max_tokens,
+                stop=stop,
+                sampling=sampling,
+                on_progress=on_progress,
+            )
+        )
+
+    def _prompt_tokens(self, prompt: Tokens | str | None) -> list[int]:
+        if prompt is None:
+            if self.pos == 0:
+                raise InvalidArgumentError("the session is empty: there is nothing to continue")
+            return self.tokens
+        if isinstance(prompt, str):
+            past = self.tokens or [self._model.config.bos_token]
+            return past + self._model.tokenizer.encode(prompt)
+        return _engine.to_tokens(prompt, self._model.config.vocab_size)
+
+    def close(self) -> None:
+        """Free the state. A call that is under way in another thread finishes first. Closing twice is fine."""
+        self._impl = None
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._impl is None:
+            return "<grebe.Session closed>"
+        return f"<grebe.Session {self.pos} of {self.n_ctx} tokens, {self.nbytes / 1e6:.1f} MB>"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"

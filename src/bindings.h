@@ -1,0 +1,83 @@
+// What the binding sources share: conversion of Python values, and the way a computing call leaves and re-enters Python.
+//
+// src/ converts, holds or drops the GIL, and documents. It decides nothing: policy is in python/grebe, arithmetic in csrc.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "grebe.h"
+
+namespace grebe::bind {
+
+namespace nb = nanobind;
+
+void bind_errors(nb::module_& m);
+void bind_model(nb::module_& m);
+void bind_session(nb::module_& m);
+void bind_ops(nb::module_& m);
+
+/// Token ids from a list, a tuple, any other iterable of integers, or a 1-d integer array. Throws InvalidArgument that names
+/// `what`, the index, the value and the range: a bool, a float or an id outside [0, vocab_size) is a caller's slip.
+std::vector<int32_t> to_tokens(nb::handle object, int32_t vocab_size, const char* what = "tokens");
+
+/// One token id, by the same rules.
+int32_t to_token(nb::handle object, int32_t vocab_size, const char* what = "token");
+
+/// Hands the vector's memory to NumPy, without a copy. Product of shape = size.
+template <class T, class... Shape>
+auto to_numpy(std::vector<T>&& values, Shape... shape) {
+  auto* owned = new std::vector<T>(std::move(values));
+  nb::capsule owner(owned, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return nb::ndarray<nb::numpy, T, nb::ndim<sizeof...(Shape)>, nb::c_contig>(
+      owned->data(), {static_cast<size_t>(shape)...}, owner);
+}
+
+/// Runs f(progress) without the GIL. Between chunks the engine calls `progress`, which takes the GIL back, lets Python's
+/// signal handlers run (Ctrl-C) and calls on_progress(done, total) unless it is None. What either raises cancels the work
+/// and is raised here, after the engine has put the session into the state that it documents for Cancelled.
+template <class F>
+auto compute(nb::handle on_progress, F&& f) -> std::invoke_result_t<F, const Progress&> {
+  std::exception_ptr raised;
+  const Progress progress = [&](int64_t done, int64_t total) {
+    nb::gil_scoped_acquire gil;
+    try {
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      if (!on_progress.is_none()) on_progress(done, total);
+      return true;
+    } catch (...) {
+      raised = std::current_exception();
+      return false;
+    }
+  };
+  const auto run = [&] {
+    nb::gil_scoped_release release;
+    return f(progress);
+  };
+  try {
+    if constexpr (std::is_void_v<std::invoke_result_t<F, const Progress&>>) {
+      run();
+      if (raised) std::rethrow_exception(raised);  // raised after the last chunk: the work is done, the exception still counts
+    } else {
+      auto result = run();
+      if (raised) std::rethrow_exception(raised);
+      return result;
+    }
+  } catch (const Cancelled&) {
+    if (raised) std::rethrow_exception(raised);
+    throw;
+  }
+}
+
+}  // namespace grebe::bind
+
+void bind_tokenizer(nanobind::module_& m);
+void bind_sampler(nanobind::module_& m);
