@@ -41,6 +41,7 @@ std::string type_list(std::span<const DType> types) {
 }
 
 std::string shape_text(std::span<const Dim> dims) {
+  while (dims.size() > 1 && dims.back().n == 1) dims = dims.first(dims.size() - 1);
   std::string out = "[";
   for (size_t i = 0; i < dims.size(); ++i) out += (i ? ", " : "") + std::to_string(dims[i].n);
   return out + "]";
@@ -85,8 +86,7 @@ class Loader {
 };
 
 void Loader::check_shape(const GgufTensor& t, std::span<const Dim> dims) const {
-  for (size_t i = 0; i < std::max<size_t>(4, dims.size());
-       ++i) {  // trailing dimensions of 1 are optional
+  for (size_t i = 0; i < 4; ++i) {  // trailing dimensions of 1 are optional
     const int64_t expected = i < dims.size() ? dims[i].n : 1;
     if (t.dim(i) == static_cast<uint64_t>(expected)) continue;
     std::string why;
