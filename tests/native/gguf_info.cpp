@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "io/gguf.h"
 #include "model/config.h"
+#include "model/fingerprint.h"
 #include "model/weights.h"
 
 using namespace grebe;
@@ -37,12 +38,20 @@ std::string list(const std::vector<T>& values) {
   return out + "]";
 }
 
+double ms_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin)
+      .count();
+}
+
 int fail(const char* kind, const Error& e) {
   std::printf("{\"error\": \"%s\", \"message\": %s}\n", kind, escaped(e.what()).c_str());
   return 3;
 }
 
-void print(const GgufFile& file, const ModelConfig& c, const ModelWeights& w, double ms) {
+void print(const GgufFile& file, const ModelConfig& c, const ModelWeights& w, double load_ms) {
+  const auto begin = std::chrono::steady_clock::now();
+  const std::string fingerprint = model_fingerprint(file, c);
+  const double fingerprint_ms = ms_since(begin);
   std::printf(
       "{\"path\": %s, \"version\": %u, \"shards\": %d, \"file_bytes\": %llu, \"n_tensors\": %zu, "
       "\"n_keys\": %zu,\n",
@@ -85,11 +94,14 @@ void print(const GgufFile& file, const ModelConfig& c, const ModelWeights& w, do
       dtype_name(w.layers[0].gate_exps.dtype).c_str(),
       dtype_name(w.layers[0].down_exps.dtype).c_str());
   std::printf(
-      " \"bytes_per_token\": %llu, \"total_bytes\": %llu, \"ignored\": %s, \"load_ms\": %.3f}\n",
+      " \"bytes_per_token\": %llu, \"total_bytes\": %llu, \"ignored\": %s, \"fingerprint\": "
+      "\"%s\", \"load_ms\": %.3f, \"fingerprint_ms\": %.3f}\n",
       static_cast<unsigned long long>(w.bytes_per_token),
       static_cast<unsigned long long>(w.total_bytes),
       list(w.ignored).c_str(),
-      ms);
+      fingerprint.c_str(),
+      load_ms,
+      fingerprint_ms);
 }
 
 }  // namespace
@@ -101,8 +113,7 @@ int main(int argc, char** argv) {
     const auto file = GgufFile::open(argv[1]);
     ModelConfig config = ModelConfig::from_gguf(*file);
     const ModelWeights weights = ModelWeights::from_gguf(*file, config);
-    const std::chrono::duration<double, std::milli> ms = std::chrono::steady_clock::now() - begin;
-    print(*file, config, weights, ms.count());
+    print(*file, config, weights, ms_since(begin));
     return 0;
   } catch (const FormatError& e) {
     return fail("FormatError", e);

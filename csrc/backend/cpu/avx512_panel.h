@@ -1,0 +1,167 @@
+// AVX-512 panels: 16 weight rows transcoded to the layouts of avx512_tile.h.
+//
+// The rows are transposed while they are still compressed: a 32-bit lane then belongs to one row throughout, and unpacking
+// yields [16 rows][4 weights] registers without further shuffles.
+#pragma once
+
+#include "backend/cpu/avx512_rows.h"
+#include "backend/cpu/avx512_tile.h"
+#include "quant/dequant.h"
+
+namespace grebe::cpu::avx512 {
+
+inline void store(uint8_t* p, __m512i v) { _mm512_store_si512(p, v); }
+inline void store(uint8_t* p, __m512 v) { _mm512_store_ps(p, v); }
+inline __m512i flip_sign_bit(__m512i v) { return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80))); }
+
+struct PanelQ8_0 {
+  static constexpr TileLayout kLayout = TileLayout::k32;
+  static constexpr int kBlockBytes = sizeof(BlockQ8_0), kBlock = 32;
+
+  template <class Rows>
+  void block(Rows rows, int64_t offset, uint8_t* out) const {
+    __m512i col[4];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      load_columns4(rows, offset + 2 + 16 * half, col);
+      for (int c = 0; c < 4; c++) store(out + 64 * (4 * half + c), flip_sign_bit(col[c]));
+    }
+    store(out + 64 * 8, load_f16_column(rows, offset));
+  }
+};
+
+// 7-bit sign codes in each 32-bit lane (bits 0-27) to four full sign bytes.
+struct SignBytes {
+  __m512i shift, low7;
+  SignBytes() {
+    alignas(64) uint8_t t[64];
+    for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(i % 8 / 4 * 32 + 7 * (i % 4));
+    shift = _mm512_load_si512(t);
+    low7 = _mm512_set1_epi8(0x7f);
+  }
+  __m512i operator()(__m512i bits) const {
+    const __m512i codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, bits), low7);
+    const __m512i parity = _mm512_slli_epi16(_mm512_popcnt_epi8(codes), 7);
+    return _mm512_ternarylogic_epi32(codes, parity, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
+  }
+};
+
+// Bit indices for vpshufbitqmb: byte 4 r + e of register m takes sign bit 4 m + e of row r; a qword holds two rows.
+inline __m512i sign_bit_index(int m) {
+  return _mm512_add_epi8(_mm512_set1_epi64(0x2322212003020100), _mm512_set1_epi8(static_cast<char>(4 * m)));
+}
+
+struct PanelIQ2_XXS {
+  static constexpr TileLayout kLayout = TileLayout::kScale32;
+  static constexpr int kBlockBytes = sizeof(BlockIQ2_XXS), kBlock = 256;
+
+  __m512i grid[8], values, widen[2], rank_shift[4];
+  SignBytes sign_bytes;
+
+  PanelIQ2_XXS() {
+    for (int i = 0; i < 8; i++) grid[i] = _mm512_load_si512(kGridIQ2_XXS + 32 * i);
+    values = flip_sign_bit(_mm512_set1_epi32(kGridValues2[0] | kGridValues2[1] << 8 | kGridValues2[2] << 16));
+    alignas(64) uint8_t t[64];
+    for (int j = 0; j < 2; j++) {  // index bytes 2j, 2j+1 of each lane to 16-bit
+      for (int i = 0; i < 64; i++) t[i] = i % 2 ? 0x80 : static_cast<uint8_t>(i % 16 / 4 * 4 + 2 * j + i % 4 / 2);
+      widen[j] = _mm512_load_si512(t);
+    }
+    for (int m = 0; m < 4; m++) {  // rank byte m of each lane to four bytes
+      for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(i % 8 / 4 * 32 + 8 * m + 2 * (i % 4));
+      rank_shift[m] = _mm512_load_si512(t);
+    }
+  }
+
+  __m512i lookup(__m512i index) const {
+    const __mmask32 m6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x40));
+    const __mmask32 m7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x80));
+    const __m512i g01 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[0], index, grid[1]), m6,
+                                              _mm512_permutex2var_epi16(grid[2], index, grid[3]));
+    const __m512i g23 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[4], index, grid[5]), m6,
+                                              _mm512_permutex2var_epi16(grid[6], index, grid[7]));
+    return _mm512_mask_mov_epi16(g01, m7, g23);
+  }
+
+  // 32 weights: lanes of four grid indices, lanes of signs and scale.
+  void group(__m512i index, __m512i bits, int g, uint8_t* out) const {
+    const __m512i signs = sign_bytes(bits);
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; j++) {
+      const __m512i ranks = lookup(_mm512_shuffle_epi8(index, widen[j]));
+#pragma GCC unroll 4
+      for (int m = 0; m < 4; m++) {
+        const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift[m], ranks), values);
+        // 128 + g becomes 128 - g.
+        const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, sign_bit_index(4 * j + m));
+        store(out + 64 * (8 * g + 4 * j + m), _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
+      }
+    }
+    store(out + 64 * (64 + 1 + g), _mm512_or_si512(_mm512_srli_epi32(bits, 27), _mm512_set1_epi32(1)));
+  }
+
+  template <class Rows>
+  void block(Rows rows, int64_t offset, uint8_t* out) const {
+    __m512i col[4];
+    for (int i = 0; i < 4; i++) {
+      load_columns4(rows, offset + 2 + 16 * i, col);
+      group(col[0], col[1], 2 * i, out);
+      group(col[2], col[3], 2 * i + 1, out);
+    }
+    store(out + 64 * 64, _mm512_mul_ps(load_f16_column(rows, offset), _mm512_set1_ps(0.125f)));
+  }
+};
+
+struct PanelQ2_K {
+  static constexpr TileLayout kLayout = TileLayout::kMins;
+  static constexpr int kBlockBytes = sizeof(BlockQ2_K), kBlock = 256;
+
+  template <class Rows>
+  void block(Rows rows, int64_t offset, uint8_t* out) const {
+    const __m512i low2 = _mm512_set1_epi8(3), low4 = _mm512_set1_epi8(15);
+    const __m512i lanes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
+    // Byte b of each lane, twice, as two 16-bit scales: what vpmullw needs to scale four codes of at most 3 by at most 15.
+    const auto spread = [&](int b) {
+      return _mm512_or_si512(_mm512_set1_epi32(static_cast<int>(0x80008000u + 0x10001u * static_cast<unsigned>(b))), lanes);
+    };
+    __m512i scale[16], col[4];
+    load_columns4(rows, offset, col);
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+      const __m512i s = _mm512_and_si512(col[c], low4), m = _mm512_and_si512(_mm512_srli_epi16(col[c], 4), low4);
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; b++) scale[4 * c + b] = _mm512_shuffle_epi8(s, spread(b));
+      // Pairs of mins as 16-bit.
+      const __m512i pair0 = _mm512_or_si512(_mm512_set1_epi32(static_cast<int>(0x80018000u)), lanes);
+      const __m512i pair1 = _mm512_or_si512(_mm512_set1_epi32(static_cast<int>(0x80038002u)), lanes);
+      store(out + 64 * (66 + 2 * c), _mm512_shuffle_epi8(m, pair0));
+      store(out + 64 * (66 + 2 * c + 1), _mm512_shuffle_epi8(m, pair1));
+    }
+    for (int i = 0; i < 4; i++) {  // bytes 16 i .. 16 i + 15 of q
+      load_columns4(rows, offset + offsetof(BlockQ2_K, q) + 16 * i, col);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        const int group = i / 2 * 8 + 2 * j + i % 2;
+        for (int c = 0; c < 4; c++) {
+          const __m512i q = _mm512_and_si512(_mm512_srli_epi16(col[c], 2 * j), low2);
+          store(out + 64 * (4 * group + c), _mm512_mullo_epi16(q, scale[group]));
+        }
+      }
+    }
+    store(out + 64 * 64, load_f16_column(rows, offset + offsetof(BlockQ2_K, d)));
+    store(out + 64 * 65, load_f16_column(rows, offset + offsetof(BlockQ2_K, dmin)));
+  }
+};
+
+template <class Panel>
+void pack_panel(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, uint8_t* panel) {
+  const Panel packer;
+  const auto all = [&](auto rows) {
+    for (int64_t b = 0; b < n_in / Panel::kBlock; b++) {
+      packer.block(rows, b * Panel::kBlockBytes, panel + b * panel_block_bytes(Panel::kLayout));
+    }
+  };
+  if (n_rows == 16) all(Rows16{w, row_bytes});
+  else all(ShortRows{w, row_bytes, static_cast<int>(n_rows) - 1});
+}
+
+}  // namespace grebe::cpu::avx512
