@@ -46,4 +46,11 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
   other.size_ = 0;
 }
 
+void prefetch(const uint8_t* data, uint64_t n_bytes) {
+  static const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data) + n_bytes;
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
+}
+
 }  // namespace grebe

@@ -8,7 +8,8 @@ namespace grebe {
 
 class MappedFile {
  public:
-  /// Throws IoError when the file cannot be opened or mapped, FormatError when it is empty or not a regular file.
+  /// Throws IoError when the file cannot be opened or mapped, FormatError when it is empty or not a
+  /// regular file.
   explicit MappedFile(const std::string& path);
   ~MappedFile();
   MappedFile(MappedFile&& other) noexcept;
@@ -24,5 +25,9 @@ class MappedFile {
   const uint8_t* data_ = nullptr;
   uint64_t size_ = 0;
 };
+
+/// Asks the kernel to read these bytes of a mapping soon, without waiting for them. A hint; never
+/// fails.
+void prefetch(const uint8_t* data, uint64_t n_bytes);
 
 }  // namespace grebe

@@ -324,6 +324,13 @@ LayerWeights Loader::layer(int32_t i) {
 }
 
 ModelWeights Loader::load() {
+  // Vectors and expert tables are read now, a few kilobytes here and there; asked for together they
+  // take one burst of a cold disk instead of hundreds of waits.
+  for (const GgufTensor& t : file_.tensors()) {
+    const bool small = t.ne.size() == 1 || t.name.ends_with("_ape.weight");
+    if (t.data && (small || t.type == static_cast<uint32_t>(DType::kI32)))
+      prefetch(t.data, t.n_bytes);
+  }
   const Dim vocab{c_.vocab_size, "vocab_size"};
   const Dim n{c_.hc_mult, "hyper_connection.count"};
   ModelWeights w;

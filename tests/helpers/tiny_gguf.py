@@ -23,7 +23,7 @@ class Shape:
     """Sizes of the model; the defaults are the smallest that the loader accepts."""
 
     hidden: int = 32
-    vocab: int = 40
+    vocab: int = 264
     heads: int = 2
     head_dim: int = 80
     rope_dim: int = 16
@@ -137,14 +137,24 @@ def layer_shapes(s: Shape, i: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def byte_alphabet() -> list[str]:
+    """Characters that stand for bytes 0..255 in a byte-level vocabulary [GPT-2]."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
+
+
 def add_tokenizer(w: GgufWriter, vocab: int) -> None:
-    """A byte-level vocabulary cut to ``vocab`` entries: specials, printable bytes, no merges."""
+    """A byte-level vocabulary: three specials, the bytes, one merge, the rest unused."""
     tokens = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"]  # noqa: RUF001
-    tokens += [chr(33 + i) for i in range(vocab - len(tokens))]
+    tokens += [*byte_alphabet(), '"#']
+    n_known = len(tokens)
+    tokens += [f"[PAD{i}]" for i in range(n_known, vocab)]
+    kinds = [3] * 3 + [1] * (n_known - 3) + [5] * (vocab - n_known)
     w.add("tokenizer.ggml.model", "gpt2")
     w.add("tokenizer.ggml.pre", "joyai-llm")
     w.add("tokenizer.ggml.tokens", tokens, "array:string")
-    w.add("tokenizer.ggml.token_type", [3] * 3 + [1] * (vocab - 3), "array:i32")
+    w.add("tokenizer.ggml.token_type", kinds, "array:i32")
     w.add("tokenizer.ggml.merges", ['" #'], "array:string")
     w.add("tokenizer.ggml.bos_token_id", 0, "u32")
     w.add("tokenizer.ggml.eos_token_id", 1, "u32")

@@ -22,7 +22,7 @@ from hf_to_gguf import convert
 from tiny_gguf import Shape, tiny_model
 
 ROOT = Path(__file__).parents[2]
-SOURCES = ["io/mapped_file", "io/gguf", "model/config", "model/weights"]
+SOURCES = ["io/mapped_file", "io/gguf", "model/config", "model/weights", "model/fingerprint"]
 P = "deepseek4."
 
 Load = Callable[..., dict[str, Any]]
@@ -106,7 +106,8 @@ def test_absent_keys_come_from_the_tensors(load: Load) -> None:
     w.add(P + "context_length", 4096)
     sparse = load(w)
     for result in (full, sparse):
-        del result["load_ms"], result["n_keys"], result["file_bytes"]
+        for name in ("load_ms", "fingerprint_ms", "n_keys", "file_bytes"):
+            del result[name]
     assert sparse == full
 
 
@@ -313,7 +314,7 @@ def test_dspark_sidecar_under_the_main_name(load: Load) -> None:
         ("block_count", 513, ("block_count is 513",)),
         ("embedding_length", 1 << 40, ("embedding_length", "65536")),
         ("vocab_size", -1, ("vocab_size is -1",)),
-        ("vocab_size", 41, ("token_embd.weight", "[32, 40]", "[32, 41]", "vocab_size is 41")),
+        ("vocab_size", 265, ("token_embd.weight", "[32, 264]", "[32, 265]", "vocab_size is 265")),
         ("embedding_length", 64, ("token_embd.weight", "embedding_length is 64")),
         ("attention.head_count", 4, ("deepseek4.attention.head_count",)),
         ("attention.head_count_kv", 2, ("head_count_kv is 2",)),
@@ -406,16 +407,16 @@ def test_types_without_a_kernel(load: Load, number: int, size: int, found: str) 
 def test_expert_table_values(load: Load) -> None:
     for bad in (3, -1):
         w = tiny_model()
-        table = np.zeros((40, 2), np.int32)
-        table[39, 1] = bad
+        table = np.zeros((264, 2), np.int32)
+        table[263, 1] = bad
         w.add_tensor("blk.0.ffn_gate_tid2eid.weight", table, "I32")
         refused(load, w, "FormatError", f"names expert {bad}", "the layer has 3")
 
 
 def test_special_ids_must_be_tokens(load: Load) -> None:
     w = tiny_model()
-    w.add("tokenizer.ggml.eos_token_id", 40)
-    refused(load, w, "UnsupportedModel", "eos_token_id is 40", "0 to 39")
+    w.add("tokenizer.ggml.eos_token_id", 264)
+    refused(load, w, "UnsupportedModel", "eos_token_id is 264", "0 to 263")
 
 
 # ---------------------------------------- lies
