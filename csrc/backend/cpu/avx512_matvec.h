@@ -57,7 +57,7 @@ struct DotIQ2_XXS {
   // multiplies its lanes once at the end.
   __m512i x[4];
   __m512i grid[8];  // 32 entries of two-bit ranks each
-  __m512i values, widen, rank_shift[4], sign_shift, sign_bit[4], low7, bit7, bits_6, bits_7, one;
+  __m512i values, widen, rank_shift[4], sign_shift, sign_bit[4], low7, bit7, one;
 
   DotIQ2_XXS() {
     for (int i = 0; i < 8; i++) grid[i] = _mm512_load_si512(kGridIQ2_XXS + 32 * i);
@@ -75,8 +75,6 @@ struct DotIQ2_XXS {
     sign_shift = _mm512_load_si512(t);
     low7 = _mm512_set1_epi8(0x7f);
     bit7 = _mm512_set1_epi8(static_cast<char>(0x80));
-    bits_6 = _mm512_set1_epi16(0x40);
-    bits_7 = _mm512_set1_epi16(0x80);
     one = _mm512_set1_epi32(1);
   }
 
@@ -90,28 +88,26 @@ struct DotIQ2_XXS {
     }
   }
 
+  // Four 7-bit codes in each qword, completed to even parity, in its low bytes.
+  __m512i sign_bytes(__m512i bits) const {
+    const __m512i codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(sign_shift, bits), low7);
+    const __m512i parity = _mm512_slli_epi16(_mm512_popcnt_epi8(codes), 7);
+    return _mm512_ternarylogic_epi32(codes, parity, bit7, 0xf8);  // codes | parity & bit7
+  }
+  __m512i signed_x(int j, __m512i signs) const {
+    const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, sign_bit[j]);
+    return _mm512_mask_sub_epi8(x[j], negative, _mm512_setzero_si512(), x[j]);
+  }
+
   __m512i dot(const uint8_t* block) const {
     const __m512i raw = _mm512_loadu_si512(block + 2);
-    // Grid: 256 16-bit entries in eight registers; the low 6 index bits select within a pair, bits 6 and 7 the pair.
-    const __m512i index = _mm512_shuffle_epi8(raw, widen);
-    const __mmask32 m6 = _mm512_test_epi16_mask(index, bits_6), m7 = _mm512_test_epi16_mask(index, bits_7);
-    const __m512i g01 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[0], index, grid[1]), m6,
-                                              _mm512_permutex2var_epi16(grid[2], index, grid[3]));
-    const __m512i g23 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[4], index, grid[5]), m6,
-                                              _mm512_permutex2var_epi16(grid[6], index, grid[7]));
-    const __m512i ranks = _mm512_mask_mov_epi16(g01, m7, g23);
-    // Signs: 7-bit codes completed to even parity.
-    const __m512i codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(sign_shift, raw), low7);
-    const __m512i parity = _mm512_slli_epi16(_mm512_popcnt_epi8(codes), 7);
-    const __m512i signs = _mm512_ternarylogic_epi32(codes, parity, bit7, 0xf8);  // codes | parity & bit7
+    const __m512i ranks = lookup256(grid, _mm512_shuffle_epi8(raw, widen));
+    const __m512i signs = sign_bytes(raw);
     __m512i sum = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-      const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, sign_bit[j]);
-      const __m512i xs = _mm512_mask_sub_epi8(x[j], negative, _mm512_setzero_si512(), x[j]);
-      const __m512i magnitude = _mm512_shuffle_epi8(
-          values, _mm512_and_si512(_mm512_multishift_epi64_epi8(rank_shift[j], ranks), _mm512_set1_epi8(3)));
-      sum = _mm512_dpbusd_epi32(sum, magnitude, xs);
+      const __m512i magnitude = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift[j], ranks), values);
+      sum = _mm512_dpbusd_epi32(sum, magnitude, signed_x(j, signs));
     }
     // 2s + 1 from the top 4 bits, for both halves of the qword.
     const __m512i scale = _mm512_or_si512(_mm512_srli_epi32(_mm512_shuffle_epi32(raw, _MM_PERM_DDBB), 27), one);
@@ -128,7 +124,6 @@ struct DotQ2_K {
   __m512i x[4];          // register j: weights 32 j + (0..31) of both halves, the bit pairs 2 j of q
   __m512i spread[4];     // the scale byte of each lane's group into its low byte
   __m512i low2, low4;
-  const int16_t* sums = nullptr;
 
   DotQ2_K() {
     alignas(64) uint8_t t[64];
@@ -195,7 +190,11 @@ void matvec_super(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n
           const char* ahead = reinterpret_cast<const char*>(rows.p + 16 * rows.stride + b * 16 * Dot::kBlockBytes);
           for (int i = 0; i < Dot::kBlockBytes / 4; i++) _mm_prefetch(ahead + 64 * i, _MM_HINT_T1);
         }
-        dot.load_x(x[t].q + 256 * b);
+        if constexpr (requires { dot.load_x(x[t].q, x[t].sums); }) {
+          dot.load_x(x[t].q + 256 * b, x[t].sums + 16 * b);
+        } else {
+          dot.load_x(x[t].q + 256 * b);
+        }
         __m512i sums[16];
         for (int r = 0; r < 16; r++) sums[r] = dot.dot(rows[r] + offset);
         const __m512 d_x = _mm512_set1_ps(x[t].d[b]);

@@ -72,22 +72,12 @@ struct PanelIQ2_XXS {
     }
   }
 
-  __m512i lookup(__m512i index) const {
-    const __mmask32 m6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x40));
-    const __mmask32 m7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x80));
-    const __m512i g01 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[0], index, grid[1]), m6,
-                                              _mm512_permutex2var_epi16(grid[2], index, grid[3]));
-    const __m512i g23 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[4], index, grid[5]), m6,
-                                              _mm512_permutex2var_epi16(grid[6], index, grid[7]));
-    return _mm512_mask_mov_epi16(g01, m7, g23);
-  }
-
   // 32 weights: lanes of four grid indices, lanes of signs and scale.
   void group(__m512i index, __m512i bits, int g, uint8_t* out) const {
     const __m512i signs = sign_bytes(bits);
 #pragma GCC unroll 2
     for (int j = 0; j < 2; j++) {
-      const __m512i ranks = lookup(_mm512_shuffle_epi8(index, widen[j]));
+      const __m512i ranks = lookup256(grid, _mm512_shuffle_epi8(index, widen[j]));
 #pragma GCC unroll 4
       for (int m = 0; m < 4; m++) {
         const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift[m], ranks), values);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend/cpu/simd.h"
+#include "quant/dequant.h"
 
 namespace grebe::cpu::avx512 {
 
@@ -77,6 +78,26 @@ inline __m512i add_across(const __m512i v[16]) {
   const __m512i t1 = _mm512_add_epi32(_mm512_shuffle_i64x2(u2, u3, 0x44), _mm512_shuffle_i64x2(u2, u3, 0xee));
   return _mm512_add_epi32(_mm512_shuffle_i64x2(t0, t1, 0x88), _mm512_shuffle_i64x2(t0, t1, 0xdd));
 }
+
+/// 256 16-bit entries in eight registers: the low 6 bits of an index select within a pair, bits 6 and 7 the pair.
+inline __m512i lookup256(const __m512i grid[8], __m512i index) {
+  const __mmask32 m6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x40));
+  const __mmask32 m7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x80));
+  const __m512i g01 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[0], index, grid[1]), m6,
+                                            _mm512_permutex2var_epi16(grid[2], index, grid[3]));
+  const __m512i g23 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[4], index, grid[5]), m6,
+                                            _mm512_permutex2var_epi16(grid[6], index, grid[7]));
+  return _mm512_mask_mov_epi16(g01, m7, g23);
+}
+
+/// kGridIQ2_S with room for 32-bit gathers of its last entry.
+struct PaddedGridIQ2_S {
+  alignas(64) uint16_t v[1026] = {};
+  constexpr PaddedGridIQ2_S() {
+    for (int i = 0; i < 1024; i++) v[i] = kGridIQ2_S[i];
+  }
+};
+inline constexpr PaddedGridIQ2_S kGridIQ2_S_padded;
 
 /// Calls f(rows, first row, mask of lanes to store) until n_rows are covered. The last group reaches back to stay full.
 template <class F>

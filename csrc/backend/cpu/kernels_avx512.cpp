@@ -7,7 +7,9 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include "backend/cpu/avx512_matvec.h"
+#include "backend/cpu/avx512_matvec_k.h"
 #include "backend/cpu/avx512_panel.h"
+#include "backend/cpu/avx512_panel_k.h"
 #include "backend/cpu/avx512_tile.h"
 #include "backend/cpu/common_impl.h"
 
@@ -59,11 +61,25 @@ KernelTable make_table() {
   t.layouts[static_cast<int>(TileLayout::kMins)] = layout_kernels<TileLayout::kMins>();
   t.layouts[static_cast<int>(TileLayout::kScaleMins)] = layout_kernels<TileLayout::kScaleMins>();
   t.quant[kQ8_0].matvec = matvec_q8_0;
+  t.quant[kMXFP4].matvec = matvec_mxfp4;
   t.quant[kQ2_K].matvec = matvec_super<DotQ2_K>;
+  t.quant[kQ3_K].matvec = matvec_super<DotQ3_K>;
+  t.quant[kQ4_K].matvec = matvec_super<DotK4<false>>;
+  t.quant[kQ5_K].matvec = matvec_super<DotK4<true>>;
+  t.quant[kQ6_K].matvec = matvec_super<DotQ6_K>;
+  t.quant[kIQ2_S].matvec = matvec_super<DotIQ2_S>;
+  t.quant[kIQ3_XXS].matvec = matvec_super<DotIQ3_XXS>;
   t.quant[kIQ2_XXS].matvec = matvec_super<DotIQ2_XXS>;
   set_panel<PanelQ8_0>(t.quant[kQ8_0]);
   set_panel<PanelQ2_K>(t.quant[kQ2_K]);
   set_panel<PanelIQ2_XXS>(t.quant[kIQ2_XXS]);
+  set_panel<PanelMXFP4>(t.quant[kMXFP4]);
+  set_panel<PanelQ3_K>(t.quant[kQ3_K]);
+  set_panel<PanelQ4_K>(t.quant[kQ4_K]);
+  set_panel<PanelQ5_K>(t.quant[kQ5_K]);
+  set_panel<PanelQ6_K>(t.quant[kQ6_K]);
+  set_panel<PanelIQ2_S>(t.quant[kIQ2_S]);
+  set_panel<PanelIQ3_XXS>(t.quant[kIQ3_XXS]);
   return t;
 }
 
