@@ -45,6 +45,12 @@ struct PoolShape {
   int64_t n_floats() const { return int64_t{3} * dim * (overlap() ? 2 : 1); }
 };
 
+/// Where to copy pooling states after `pos` tokens.
+struct PoolCheckpoint {
+  int64_t pos = 0;
+  float* states = nullptr;
+};
+
 /// Pools the tokens of one segment. Emitted rows (not yet normalised) go to `rows`, one after another.
 struct PoolTask {
   PoolShape shape;
@@ -55,8 +61,8 @@ struct PoolTask {
   const float* ape = nullptr;        ///< f32[ratio, width]
   const float* state_in = nullptr;   ///< f32[n_floats]
   float* state_out = nullptr;        ///< f32[n_floats], distinct from state_in
-  float* checkpoint = nullptr;       ///< null, or where to copy the state after `checkpoint_pos` tokens
-  int64_t checkpoint_pos = 0;
+  std::span<const PoolCheckpoint> checkpoints;  ///< ascending positions in (pos, pos + n]
+  int64_t checkpoint_offset = 0;                ///< of this state, in floats
   float* rows = nullptr;  ///< f32[rows completed by this segment, dim]
 };
 

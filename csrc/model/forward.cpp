@@ -39,7 +39,7 @@ struct Forward::Step {
   struct Part {
     KvState* kv;
     Segment segment;
-    Checkpoint* checkpoint;
+    std::vector<PoolCheckpoint> checkpoints;
     int64_t row_begin[2];  // into row_cos / pooled, ratio 4 and 128
     int64_t rows_before[2], rows_done[2];
     bool select;  // more visible index rows than top_k at the end of the segment
@@ -155,7 +155,7 @@ void Forward::run(std::span<const ForwardInput> inputs, float* logits) {
   for (const ForwardInput& in : inputs) {
     Step::Part part{};
     part.kv = in.kv;
-    part.checkpoint = in.checkpoint;
+    for (const auto& c : in.checkpoints) part.checkpoints.push_back({c->pos, c->pools.as<float>()});
     part.segment = {step.n, static_cast<int64_t>(in.tokens.size()), in.kv->pos()};
     const int64_t end = part.segment.pos + part.segment.n;
     for (int k = 0; k < 2; k++) {
@@ -312,10 +312,8 @@ void Forward::compress(const Step& step, int32_t i) {
       task.ape = ape;
       task.state_in = part.kv->pools() + offset;
       task.state_out = state + offset;
-      if (part.checkpoint) {
-        task.checkpoint = part.checkpoint->pools.as<float>() + offset;
-        task.checkpoint_pos = part.checkpoint->pos;
-      }
+      task.checkpoints = part.checkpoints;
+      task.checkpoint_offset = offset;
       task.rows = rows + part.row_begin[k] * shape.dim;
       pools.push_back(task);
       if (part.rows_done[k] == 0) return;
@@ -378,7 +376,7 @@ void Forward::accept(std::span<const ForwardInput> inputs) {
   for (size_t i = 0; i < inputs.size(); i++) {
     const ForwardInput& in = inputs[i];
     const uint8_t* new_rows = s.new_rows + row * row_bytes;
-    if (Checkpoint* checkpoint = in.checkpoint) {
+    for (const auto& checkpoint : in.checkpoints) {
       for (int32_t layer = 0; layer < config_.n_layers; layer++) {
         in.kv->copy_window(layer, new_rows + layer * layer_stride, checkpoint->pos - layout_.window_size,
                            checkpoint->pos, checkpoint->ring.data());

@@ -21,7 +21,7 @@ namespace grebe {
 struct ForwardInput {
   KvState* kv = nullptr;
   std::span<const int32_t> tokens;
-  Checkpoint* checkpoint = nullptr;  ///< to fill, at a position in (pos, pos + n], or null
+  std::span<const std::shared_ptr<Checkpoint>> checkpoints;  ///< to fill: ascending positions in (pos, pos + n]
   int64_t n_logits = 0;              ///< of the last n_logits rows
 };
 

@@ -102,17 +102,22 @@ void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) 
 
   // Everything that can fail for want of memory comes before the step; afterwards only moves.
   std::vector<ForwardInput> forward;
-  std::vector<std::shared_ptr<Checkpoint>> checkpoints;
-  for (const StepInput& in : inputs) {
+  std::vector<std::vector<std::shared_ptr<Checkpoint>>> checkpoints(inputs.size());
+  for (size_t i = 0; i < inputs.size(); i++) {
+    const StepInput& in = inputs[i];
     Session::Impl& s = *in.session->impl_;
     const int64_t n = static_cast<int64_t>(in.tokens.size()), end = s.kv.pos() + n;
     s.kv.reserve(n);
     s.tokens.reserve(s.tokens.size() + n);
-    // The last aligned position of the step gets a checkpoint.
-    const int64_t aligned = end / kCheckpointTokens * kCheckpointTokens;
-    checkpoints.push_back(aligned > s.kv.pos() ? s.kv.new_checkpoint(aligned) : nullptr);
+    // The last few aligned positions of the step get a checkpoint.
+    const int64_t last_aligned = end / kCheckpointTokens * kCheckpointTokens;
+    const int64_t oldest = std::max(s.kv.pos(), last_aligned - kCheckpointsPerStep * kCheckpointTokens);
+    for (int64_t pos = oldest / kCheckpointTokens * kCheckpointTokens + kCheckpointTokens; pos <= end;
+         pos += kCheckpointTokens) {
+      checkpoints[i].push_back(s.kv.new_checkpoint(pos));
+    }
     const int64_t rows = in.logits == StepInput::Logits::kNone ? 0 : in.logits == StepInput::Logits::kLast ? 1 : n;
-    forward.push_back({&s.kv, in.tokens, checkpoints.back().get(), rows});
+    forward.push_back({&s.kv, in.tokens, checkpoints[i], rows});
   }
   const int64_t vocab = impl_->config.vocab_size;
   const size_t before = logits.size();
@@ -133,7 +138,7 @@ void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) 
   for (size_t i = 0; i < inputs.size(); i++) {
     Session::Impl& s = *inputs[i].session->impl_;
     s.tokens.insert(s.tokens.end(), inputs[i].tokens.begin(), inputs[i].tokens.end());
-    if (checkpoints[i]) s.kv.add_checkpoint(std::move(checkpoints[i]));
+    for (auto& checkpoint : checkpoints[i]) s.kv.add_checkpoint(std::move(checkpoint));
     next += forward[i].n_logits * vocab;
     if (forward[i].n_logits > 0) std::copy(next - vocab, next, last[i].begin());
     s.logits = std::move(last[i]);

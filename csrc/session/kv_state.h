@@ -17,6 +17,7 @@ namespace grebe {
 
 constexpr int32_t kBlockTokens = 512;      // a multiple of both compression ratios: a full block never changes again
 constexpr int32_t kCheckpointTokens = 128;  // checkpoints lie at multiples of this: ratio-128 pooling is empty there
+constexpr int64_t kCheckpointsPerStep = 4;
 constexpr size_t kMaxCheckpoints = 12;      // about 3.7 MB each on Flash
 
 /// Where everything lies, computed once per model. Offsets in bytes.

@@ -336,9 +336,9 @@ class CpuBackend final : public Backend {
     float* next = t.state_out + part;
     copy(t.state_out, t.state_in);
     float* out = t.rows;
+    auto checkpoint = t.checkpoints.begin();
     for (int64_t i = 0; i < t.segment.n; i++) {
       const int64_t pos = t.segment.pos + i;
-      if (t.checkpoint && pos == t.checkpoint_pos) copy(t.checkpoint, t.state_out);
       const float* kv = t.kv + (t.segment.row + i) * t.stride;
       const float* gate = t.gate + (t.segment.row + i) * t.stride;
       const float* ape = t.ape + pos % ratio * t.shape.width();
@@ -348,19 +348,22 @@ class CpuBackend final : public Backend {
       } else {
         ops_.pool_add(building, dim, kv, gate, ape, begin, end);
       }
-      if ((pos + 1) % ratio != 0) continue;
-      for (int64_t c = begin; c < end; c++) out[c] = building[2 * dim + c] / building[dim + c];
-      out += dim;
-      if (parts == 2) {
-        for (int64_t row = 0; row < 3; row++) {
-          std::memcpy(building + row * dim + begin, next + row * dim + begin, sizeof(float) * count);
+      if ((pos + 1) % ratio == 0) {
+        for (int64_t c = begin; c < end; c++) out[c] = building[2 * dim + c] / building[dim + c];
+        out += dim;
+        if (parts == 2) {
+          for (int64_t row = 0; row < 3; row++) {
+            std::memcpy(building + row * dim + begin, next + row * dim + begin, sizeof(float) * count);
+          }
+          clear(next);
+        } else {
+          clear(building);
         }
-        clear(next);
-      } else {
-        clear(building);
+      }
+      if (checkpoint != t.checkpoints.end() && checkpoint->pos == pos + 1) {
+        copy((checkpoint++)->states + t.checkpoint_offset, t.state_out);
       }
     }
-    if (t.checkpoint && t.segment.pos + t.segment.n == t.checkpoint_pos) copy(t.checkpoint, t.state_out);
   }
 
   template <class Pack>
