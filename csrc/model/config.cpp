@@ -80,7 +80,7 @@ void check_architecture(const GgufFile& file) {
         "a " + quoted(*architecture) + " model" + named + "; this build runs " + expected);
   }
   // DSpark sidecars carry the main architecture's name.
-  if (!file.find_tensor("token_embd.weight")) {
+  if (!find_model_tensor(file, "token_embd.weight")) {
     const auto& tensors = file.tensors();
     if (std::any_of(tensors.begin(), tensors.end(), [](const GgufTensor& t) {
           return t.name.starts_with("mtp.") || t.name.starts_with("dspark.");
@@ -126,7 +126,7 @@ class Reader {
       size_t dim = 0) const {
     if (const auto v = integer(key, low, high)) {
       field = static_cast<int32_t>(*v);
-    } else if (const GgufTensor* t = tensor.empty() ? nullptr : file_.find_tensor(tensor)) {
+    } else if (const GgufTensor* t = tensor.empty() ? nullptr : find_model_tensor(file_, tensor)) {
       const uint64_t n = t->dim(dim);
       if (n < static_cast<uint64_t>(low) || n > static_cast<uint64_t>(high)) {
         unsupported(
@@ -229,7 +229,7 @@ void read_compress_ratios(const GgufFile& file, ModelConfig& c) {
   for (int32_t i = 0; i < c.n_layers;
        ++i) {  // the table of position biases has one row per pooled token
     const std::string name = "blk." + std::to_string(i) + ".attn_compressor_ape.weight";
-    const GgufTensor* ape = file.find_tensor(name);
+    const GgufTensor* ape = find_model_tensor(file, name);
     const uint64_t ratio = ape ? ape->dim(1) : 0;
     if (ratio != 0 && ratio != 4 && ratio != 128)
       unsupported(
@@ -330,6 +330,13 @@ void check_geometry(const GgufFile& file, const Reader& in, const ModelConfig& c
 
 }  // namespace
 
+const GgufTensor* find_model_tensor(const GgufFile& file, std::string_view name) {
+  if (const GgufTensor* t = file.find_tensor(name)) return t;
+  return name.ends_with(".weight") || name.ends_with(".bias")
+             ? file.find_tensor(name.substr(0, name.rfind('.')))
+             : nullptr;
+}
+
 ModelConfig ModelConfig::from_gguf(const GgufFile& file) {
   check_architecture(file);
   const Reader in(file);
@@ -395,7 +402,7 @@ ModelConfig ModelConfig::from_gguf(const GgufFile& file) {
   // Without the key, the layers that have a table.
   int32_t n_tables = 0;
   while (n_tables < c.n_layers &&
-         file.find_tensor("blk." + std::to_string(n_tables) + ".ffn_gate_tid2eid.weight"))
+         find_model_tensor(file, "blk." + std::to_string(n_tables) + ".ffn_gate_tid2eid.weight"))
     ++n_tables;
   c.n_hash_layers = n_tables;
   in.read(c.n_hash_layers, "hash_layer_count", 0, 512);

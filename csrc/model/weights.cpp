@@ -60,7 +60,7 @@ class Loader {
   std::vector<bool> used_;
   uint64_t bytes_per_token_ = 0;
 
-  bool has(const std::string& name) const { return file_.find_tensor(name); }
+  bool has(const std::string& name) const { return find_model_tensor(file_, name); }
   const GgufTensor& require(const std::string& name, std::span<const Dim> dims);
   void check_shape(const GgufTensor& t, std::span<const Dim> dims) const;
   void check_type(const GgufTensor& t, std::span<const DType> types) const;
@@ -86,6 +86,11 @@ class Loader {
 };
 
 void Loader::check_shape(const GgufTensor& t, std::span<const Dim> dims) const {
+  // Rows of one matrix may come in groups: attn_output_a as [in, rank, groups] has the bytes of
+  // [in, rank x groups].
+  if (dims.size() == 3 && dims[2].n == 1 && t.dim(0) == static_cast<uint64_t>(dims[0].n) &&
+      t.dim(1) * t.dim(2) == static_cast<uint64_t>(dims[1].n) && t.dim(3) == 1)
+    return;
   for (size_t i = 0; i < 4; ++i) {  // trailing dimensions of 1 are optional
     const int64_t expected = i < dims.size() ? dims[i].n : 1;
     if (t.dim(i) == static_cast<uint64_t>(expected)) continue;
@@ -125,7 +130,7 @@ void Loader::contradiction(
 }
 
 const GgufTensor& Loader::require(const std::string& name, std::span<const Dim> dims) {
-  const GgufTensor* t = file_.find_tensor(name);
+  const GgufTensor* t = find_model_tensor(file_, name);
   if (!t) {
     throw UnsupportedModel(
         "gguf: tensor " + quoted(name) + " is missing; expected shape " + shape_text(dims),
@@ -290,7 +295,7 @@ LayerWeights Loader::layer(int32_t i) {
   // Pruned files have fewer experts than expert_count, possibly different by layer; the gate's
   // stack says how many.
   const std::string gate = p + "ffn_gate_exps.weight";
-  const GgufTensor* stack = file_.find_tensor(gate);
+  const GgufTensor* stack = find_model_tensor(file_, gate);
   l.n_experts = c_.n_experts;
   if (stack && stack->dim(2) < static_cast<uint64_t>(c_.n_experts))
     l.n_experts = static_cast<int32_t>(stack->dim(2));

@@ -146,7 +146,7 @@ def byte_alphabet() -> list[str]:
 
 def add_tokenizer(w: GgufWriter, vocab: int) -> None:
     """A byte-level vocabulary: three specials, the bytes, one merge, the rest unused."""
-    tokens = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"]  # noqa: RUF001
+    tokens = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"]
     tokens += [*byte_alphabet(), '"#']
     n_known = len(tokens)
     tokens += [f"[PAD{i}]" for i in range(n_known, vocab)]

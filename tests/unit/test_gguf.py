@@ -141,6 +141,30 @@ def test_shared_bytes_and_shuffled_directory(load: Load) -> None:
     assert load(w)["n_tensors"] == len(names)
 
 
+def test_fingerprint(load: Load) -> None:
+    """It follows the weights and the numbers, not the file around them."""
+    base = load(tiny_model())["fingerprint"]
+    assert len(base) == 64
+    w = tiny_model()
+    w.add("general.name", "another name")
+    w.add("tokenizer.chat_template", "x" * 1000)
+    w.tensors = dict(reversed(w.tensors.items()))
+    assert load(w)["fingerprint"] == base
+    seen = {
+        base,
+        load(tiny_model(seed=2))["fingerprint"],
+        load(tiny_model(dtype="F16"))["fingerprint"],
+    }
+    w = tiny_model()
+    w.add(P + "expert_weights_scale", 2.5)
+    seen.add(load(w)["fingerprint"])
+    for name in ("blk.1.ffn_up_exps.weight", "blk.2.attn_sinks.weight", "output.weight"):
+        w = tiny_model()
+        w.tensors[name].data = w.tensors[name].data[:-1] + b"\x01"
+        seen.add(load(w)["fingerprint"])
+    assert len(seen) == 7
+
+
 def test_bytes_per_token(load: Load) -> None:
     w = tiny_model()
     s = Shape()
@@ -166,6 +190,21 @@ def test_types_of_vectors_and_matrices(load: Load) -> None:
     assert "error" not in load(w)
     w.add_tensor("blk.0.attn_norm.weight", np.ones(32, np.float32), "Q8_0")
     refused(load, w, "UnsupportedModel", "blk.0.attn_norm.weight", "Q8_0", "F32, F16, BF16")
+
+
+def test_names_without_suffix_and_grouped_rows(load: Load) -> None:
+    expected = load(tiny_model())
+    w = tiny_model()
+    for name, t in list(w.tensors.items()):
+        short = name.removesuffix(".weight").removesuffix(".bias")
+        del w.tensors[name]
+        shape = (2, 16, 80) if name.endswith("attn_output_a.weight") else t.shape
+        w.add_raw(short, t.dtype, shape, t.data)
+    for key in ("vocab_size", "hash_layer_count", "hyper_connection.count"):
+        del w.keys[P + key]
+    got = load(w)
+    for name in ("ignored", "vocab_size", "n_hash_layers", "hc_mult", "bytes_per_token"):
+        assert got[name] == expected[name], name
 
 
 def test_pruned_experts(load: Load) -> None:
