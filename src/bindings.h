@@ -1,6 +1,8 @@
-// What the binding sources share: conversion of Python values, and the way a computing call leaves and re-enters Python.
+// What the binding sources share: conversion of Python values, and the way a computing call leaves
+// and re-enters Python.
 //
-// src/ converts, holds or drops the GIL, and documents. It decides nothing: policy is in python/grebe, arithmetic in csrc.
+// src/ converts, holds or drops the GIL, and documents. It decides nothing: policy is in
+// python/grebe, arithmetic in csrc.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -25,8 +27,9 @@ void bind_model(nb::module_& m);
 void bind_session(nb::module_& m);
 void bind_ops(nb::module_& m);
 
-/// Token ids from a list, a tuple, any other iterable of integers, or a 1-d integer array. Throws InvalidArgument that names
-/// `what`, the index, the value and the range: a bool, a float or an id outside [0, vocab_size) is a caller's slip.
+/// Token ids from a list, a tuple, any other iterable of integers, or a 1-d integer array. Throws
+/// InvalidArgument that names `what`, the index, the value and the range: a bool, a float or an id
+/// outside [0, vocab_size) is a caller's slip.
 std::vector<int32_t> to_tokens(nb::handle object, int32_t vocab_size, const char* what = "tokens");
 
 /// One token id, by the same rules.
@@ -41,9 +44,46 @@ auto to_numpy(std::vector<T>&& values, Shape... shape) {
       owned->data(), {static_cast<size_t>(shape)...}, owner);
 }
 
-/// Runs f(progress) without the GIL. Between chunks the engine calls `progress`, which takes the GIL back, lets Python's
-/// signal handlers run (Ctrl-C) and calls on_progress(done, total) unless it is None. What either raises cancels the work
-/// and is raised here, after the engine has put the session into the state that it documents for Cancelled.
+/// A session and who is computing with it. The engine refuses two steps at once but lets anyone
+/// read, so reads and steps are kept apart here: `user` changes and is looked at under the GIL
+/// only, and a step holds it across its release of the GIL.
+struct BoundSession {
+  std::shared_ptr<Session> engine;
+  unsigned long user = 0;  ///< thread that computes, 0: none
+
+  /// The session for a quick look. A progress callback may look, another thread may not.
+  const Session& look() const {
+    if (user != 0 && user != PyThread_get_thread_ident()) refuse();
+    return *engine;
+  }
+  [[noreturn]] static void refuse() {
+    throw InvalidArgument("the session is busy: a call that computes with it has not returned");
+  }
+  int32_t vocab_size() const { return engine->model()->config().vocab_size; }
+};
+
+/// Marks a session as in use for the length of a computing call. Made and destroyed with the GIL
+/// held.
+class Use {
+ public:
+  explicit Use(BoundSession& session) : session_(&session) {
+    if (session.user != 0) BoundSession::refuse();
+    session.user = PyThread_get_thread_ident();
+  }
+  Use(Use&& other) noexcept : session_(std::exchange(other.session_, nullptr)) {}
+  Use& operator=(Use&&) = delete;
+  ~Use() {
+    if (session_) session_->user = 0;
+  }
+
+ private:
+  BoundSession* session_;
+};
+
+/// Runs f(progress) without the GIL. Between chunks the engine calls `progress`, which takes the
+/// GIL back, lets Python's signal handlers run (Ctrl-C) and calls on_progress(done, total) unless
+/// it is None. What either raises cancels the work and is raised here, after the engine has put the
+/// session into the state that it documents for Cancelled.
 template <class F>
 auto compute(nb::handle on_progress, F&& f) -> std::invoke_result_t<F, const Progress&> {
   std::exception_ptr raised;
@@ -65,7 +105,9 @@ auto compute(nb::handle on_progress, F&& f) -> std::invoke_result_t<F, const Pro
   try {
     if constexpr (std::is_void_v<std::invoke_result_t<F, const Progress&>>) {
       run();
-      if (raised) std::rethrow_exception(raised);  // raised after the last chunk: the work is done, the exception still counts
+      if (raised)
+        std::rethrow_exception(
+            raised);  // raised after the last chunk: the work is done, the exception still counts
     } else {
       auto result = run();
       if (raised) std::rethrow_exception(raised);

@@ -6,10 +6,13 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& where, const std::string& value, int32_t vocab_size) {
   throw InvalidArgument(
-      where + " is " + value + "; token ids are integers from 0 to " + std::to_string(vocab_size - 1));
+      where + " is " + value + "; token ids are integers from 0 to " +
+      std::to_string(vocab_size - 1));
 }
 
-std::string at(const char* what, Py_ssize_t i) { return std::string(what) + "[" + std::to_string(i) + "]"; }
+std::string at(const char* what, Py_ssize_t i) {
+  return std::string(what) + "[" + std::to_string(i) + "]";
+}
 
 std::string shown(nb::handle object) {
   std::string text = nb::repr(object).c_str();
@@ -19,8 +22,10 @@ std::string shown(nb::handle object) {
 
 // bool is an int to Python and never a token id to us. NumPy integers come in through __index__.
 int32_t checked_token(nb::handle object, int32_t vocab_size, const auto& where) {
-  if (PyBool_Check(object.ptr()) || !PyIndex_Check(object.ptr())) refuse(where(), shown(object), vocab_size);
-  const Py_ssize_t id = PyNumber_AsSsize_t(object.ptr(), nullptr);  // clips big integers, which are out of range anyway
+  if (PyBool_Check(object.ptr()) || !PyIndex_Check(object.ptr()))
+    refuse(where(), shown(object), vocab_size);
+  const Py_ssize_t id = PyNumber_AsSsize_t(
+      object.ptr(), nullptr);  // clips big integers, which are out of range anyway
   if (id == -1 && PyErr_Occurred()) {
     PyErr_Clear();  // an __index__ that refuses, as numpy.bool_ has
     refuse(where(), shown(object), vocab_size);
@@ -30,7 +35,11 @@ int32_t checked_token(nb::handle object, int32_t vocab_size, const auto& where) 
 }
 
 template <class T>
-void copy_array(const nb::ndarray<nb::ro>& array, int32_t vocab_size, const char* what, std::vector<int32_t>& out) {
+void copy_array(
+    const nb::ndarray<nb::ro>& array,
+    int32_t vocab_size,
+    const char* what,
+    std::vector<int32_t>& out) {
   const T* data = static_cast<const T*>(array.data());
   const int64_t stride = array.stride(0);
   for (size_t i = 0; i < array.shape(0); i++) {
@@ -42,22 +51,39 @@ void copy_array(const nb::ndarray<nb::ro>& array, int32_t vocab_size, const char
   }
 }
 
-std::vector<int32_t> from_array(const nb::ndarray<nb::ro>& array, int32_t vocab_size, const char* what) {
+std::vector<int32_t> from_array(
+    const nb::ndarray<nb::ro>& array, int32_t vocab_size, const char* what) {
   if (array.ndim() != 1) {
-    throw InvalidArgument(std::string(what) + " has " + std::to_string(array.ndim()) + " dimensions; one is expected");
+    throw InvalidArgument(
+        std::string(what) + " has " + std::to_string(array.ndim()) +
+        " dimensions; one is expected");
   }
   std::vector<int32_t> out(array.shape(0));
   const nb::dlpack::dtype type = array.dtype();
   const bool is_signed = type.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Int);
   if (!is_signed && type.code != static_cast<uint8_t>(nb::dlpack::dtype_code::UInt)) {
-    throw InvalidArgument(std::string(what) + " is an array of floats or bools; integers are expected");
+    throw InvalidArgument(
+        std::string(what) + " is an array of floats or bools; integers are expected");
   }
   switch (type.bits) {
-    case 8: is_signed ? copy_array<int8_t>(array, vocab_size, what, out) : copy_array<uint8_t>(array, vocab_size, what, out); break;
-    case 16: is_signed ? copy_array<int16_t>(array, vocab_size, what, out) : copy_array<uint16_t>(array, vocab_size, what, out); break;
-    case 32: is_signed ? copy_array<int32_t>(array, vocab_size, what, out) : copy_array<uint32_t>(array, vocab_size, what, out); break;
-    case 64: is_signed ? copy_array<int64_t>(array, vocab_size, what, out) : copy_array<uint64_t>(array, vocab_size, what, out); break;
-    default: throw InvalidArgument(std::string(what) + " has integers of an unknown size");
+    case 8:
+      is_signed ? copy_array<int8_t>(array, vocab_size, what, out)
+                : copy_array<uint8_t>(array, vocab_size, what, out);
+      break;
+    case 16:
+      is_signed ? copy_array<int16_t>(array, vocab_size, what, out)
+                : copy_array<uint16_t>(array, vocab_size, what, out);
+      break;
+    case 32:
+      is_signed ? copy_array<int32_t>(array, vocab_size, what, out)
+                : copy_array<uint32_t>(array, vocab_size, what, out);
+      break;
+    case 64:
+      is_signed ? copy_array<int64_t>(array, vocab_size, what, out)
+                : copy_array<uint64_t>(array, vocab_size, what, out);
+      break;
+    default:
+      throw InvalidArgument(std::string(what) + " has integers of an unknown size");
   }
   return out;
 }
@@ -69,10 +95,13 @@ int32_t to_token(nb::handle object, int32_t vocab_size, const char* what) {
 }
 
 std::vector<int32_t> to_tokens(nb::handle object, int32_t vocab_size, const char* what) {
-  // Bytes would pass as an array of small integers and a str as a sequence of characters: both mean that someone forgot to encode.
-  if (PyUnicode_Check(object.ptr()) || PyBytes_Check(object.ptr()) || PyByteArray_Check(object.ptr())) {
+  // Bytes would pass as an array of small integers and a str as a sequence of characters: both mean
+  // that someone forgot to encode.
+  if (PyUnicode_Check(object.ptr()) || PyBytes_Check(object.ptr()) ||
+      PyByteArray_Check(object.ptr())) {
     throw InvalidArgument(
-        std::string(what) + " is " + shown(object) + "; token ids are expected (encode text with model.tokenizer.encode)");
+        std::string(what) + " is " + shown(object) +
+        "; token ids are expected (encode text with model.tokenizer.encode)");
   }
   const bool is_plain = PyList_Check(object.ptr()) || PyTuple_Check(object.ptr());
   if (!is_plain && nb::ndarray_check(object)) {
@@ -82,7 +111,8 @@ std::vector<int32_t> to_tokens(nb::handle object, int32_t vocab_size, const char
   nb::object items = nb::steal(PySequence_Fast(object.ptr(), ""));
   if (!items.is_valid()) {
     PyErr_Clear();
-    throw InvalidArgument(std::string(what) + " is " + shown(object) + "; a sequence of token ids is expected");
+    throw InvalidArgument(
+        std::string(what) + " is " + shown(object) + "; a sequence of token ids is expected");
   }
   std::vector<int32_t> out(static_cast<size_t>(PySequence_Size(items.ptr())));
   for (size_t i = 0; i < out.size(); i++) {

@@ -1,7 +1,8 @@
 // The only translator from the engine's error tree to the Python classes of grebe.errors.
 //
-// The classes are written in Python, so that each can also be a ValueError, RuntimeError, MemoryError or OSError and carry
-// attributes. They are looked up when an error happens: grebe.errors imports nothing, so it is always importable.
+// The classes are written in Python, so that each can also be a ValueError, RuntimeError,
+// MemoryError or OSError and carry attributes. They are looked up when an error happens:
+// grebe.errors imports nothing, so it is always importable.
 #include <new>
 
 #include "bindings.h"
@@ -9,7 +10,8 @@
 namespace grebe::bind {
 namespace {
 
-// Messages quote names out of hostile files: bytes that are no UTF-8 are replaced, they must not turn into a UnicodeDecodeError.
+// Messages quote names out of hostile files: bytes that are no UTF-8 are replaced, they must not
+// turn into a UnicodeDecodeError.
 nb::object text(const std::string& s) {
   return nb::steal(PyUnicode_DecodeUTF8(s.data(), static_cast<Py_ssize_t>(s.size()), "replace"));
 }
@@ -28,8 +30,8 @@ void raise(const char* name, const char* message, Args... attributes) {
   }
 }
 
-// Most derived first: a handler of a base would take the others. Anything that is not ours goes on to nanobind's own
-// translators by leaving this function.
+// Most derived first: a handler of a base would take the others. Anything that is not ours goes on
+// to nanobind's own translators by leaving this function.
 void translate(const std::exception_ptr& pointer, void*) {
   try {
     std::rethrow_exception(pointer);

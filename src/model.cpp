@@ -72,7 +72,8 @@ nb::dict config_dict(const ModelConfig& c) {
 nb::dict weights_dict(const ModelWeights& w) {
   nb::dict d;
   uint64_t expert_bytes = 0;
-  std::unordered_set<const void*> seen;  // synthetic files share one payload among layers; each byte is resident once
+  std::unordered_set<const void*>
+      seen;  // synthetic files share one payload among layers; each byte is resident once
   for (const LayerWeights& layer : w.layers) {
     for (const Weight* e : {&layer.gate_exps, &layer.up_exps, &layer.down_exps}) {
       if (*e && seen.insert(e->data).second) expert_bytes += e->n_bytes();
@@ -96,7 +97,8 @@ nb::object array_head(const GgufArray& array, uint64_t n) {
   return out;
 }
 
-// The first elements of an array, for display; the arrays of a vocabulary are long. Strings are not unpacked here.
+// The first elements of an array, for display; the arrays of a vocabulary are long. Strings are not
+// unpacked here.
 constexpr uint64_t kArrayHead = 64;
 
 nb::object array_dict(const GgufArray& array) {
@@ -105,19 +107,42 @@ nb::object array_dict(const GgufArray& array) {
       "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "array", "u64", "i64", "f64"};
   nb::object head = nb::list();
   switch (array.element_type) {
-    case GgufType::kU8: head = array_head<uint8_t>(array, n); break;
-    case GgufType::kI8: head = array_head<int8_t>(array, n); break;
-    case GgufType::kU16: head = array_head<uint16_t>(array, n); break;
-    case GgufType::kI16: head = array_head<int16_t>(array, n); break;
-    case GgufType::kU32: head = array_head<uint32_t>(array, n); break;
-    case GgufType::kI32: head = array_head<int32_t>(array, n); break;
-    case GgufType::kF32: head = array_head<float>(array, n); break;
-    case GgufType::kU64: head = array_head<uint64_t>(array, n); break;
-    case GgufType::kI64: head = array_head<int64_t>(array, n); break;
-    case GgufType::kF64: head = array_head<double>(array, n); break;
-    case GgufType::kBool: head = array_head<uint8_t>(array, n); break;
+    case GgufType::kU8:
+      head = array_head<uint8_t>(array, n);
+      break;
+    case GgufType::kI8:
+      head = array_head<int8_t>(array, n);
+      break;
+    case GgufType::kU16:
+      head = array_head<uint16_t>(array, n);
+      break;
+    case GgufType::kI16:
+      head = array_head<int16_t>(array, n);
+      break;
+    case GgufType::kU32:
+      head = array_head<uint32_t>(array, n);
+      break;
+    case GgufType::kI32:
+      head = array_head<int32_t>(array, n);
+      break;
+    case GgufType::kF32:
+      head = array_head<float>(array, n);
+      break;
+    case GgufType::kU64:
+      head = array_head<uint64_t>(array, n);
+      break;
+    case GgufType::kI64:
+      head = array_head<int64_t>(array, n);
+      break;
+    case GgufType::kF64:
+      head = array_head<double>(array, n);
+      break;
+    case GgufType::kBool:
+      head = array_head<uint8_t>(array, n);
+      break;
     case GgufType::kString:
-    case GgufType::kArray: break;
+    case GgufType::kArray:
+      break;
   }
   nb::dict d;
   d["element_type"] = kNames[static_cast<uint32_t>(array.element_type)];
@@ -130,14 +155,18 @@ nb::object key_value(const GgufValue& value) {
   return std::visit(
       [](const auto& v) -> nb::object {
         using T = std::decay_t<decltype(v)>;
-        if constexpr (std::is_same_v<T, std::string_view>) return to_text(v);
-        else if constexpr (std::is_same_v<T, GgufArray>) return array_dict(v);
-        else return nb::cast(v);
+        if constexpr (std::is_same_v<T, std::string_view>)
+          return to_text(v);
+        else if constexpr (std::is_same_v<T, GgufArray>)
+          return array_dict(v);
+        else
+          return nb::cast(v);
       },
       value);
 }
 
-// A file that holds another model is still worth looking at: what stops the engine is returned as text beside the tables.
+// A file that holds another model is still worth looking at: what stops the engine is returned as
+// text beside the tables.
 nb::dict inspect(nb::object path_object) {
   const std::string path = to_path(path_object);
   std::shared_ptr<const GgufFile> file;
@@ -164,8 +193,15 @@ nb::dict inspect(nb::object path_object) {
   nb::list tensors;
   for (const GgufTensor& t : file->tensors()) {
     const DType type = static_cast<DType>(t.type);
-    tensors.append(nb::make_tuple(
-        to_text(t.name), dtype_name(type), dtype_info(type).name != nullptr, nb::tuple(nb::cast(t.ne)), t.n_bytes, t.offset, t.shard));
+    tensors.append(
+        nb::make_tuple(
+            to_text(t.name),
+            dtype_name(type),
+            dtype_info(type).name != nullptr,
+            nb::tuple(nb::cast(t.ne)),
+            t.n_bytes,
+            t.offset,
+            t.shard));
   }
   nb::dict d;
   d["version"] = file->version();
@@ -179,8 +215,13 @@ nb::dict inspect(nb::object path_object) {
 }
 
 std::shared_ptr<Model> load(
-    nb::object path_object, const std::string& backend, int n_threads, const std::string& kv_rounding,
-    const std::string& kernels, const std::string& isa, int prefill_chunk) {
+    nb::object path_object,
+    const std::string& backend,
+    int n_threads,
+    const std::string& kv_rounding,
+    const std::string& kernels,
+    const std::string& isa,
+    int prefill_chunk) {
   const std::string path = to_path(path_object);
   const LoadOptions options{backend, n_threads, kv_rounding, kernels, isa, prefill_chunk};
   nb::gil_scoped_release release;
@@ -199,7 +240,7 @@ nb::dict options_dict(const Model& model) {
   return d;
 }
 
-std::shared_ptr<Session> restore(Model& model, nb::object snapshot) {
+BoundSession restore(Model& model, nb::object snapshot) {
   Py_buffer view;
   if (PyObject_GetBuffer(snapshot.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
   struct Release {
@@ -207,28 +248,41 @@ std::shared_ptr<Session> restore(Model& model, nb::object snapshot) {
     ~Release() { PyBuffer_Release(view); }
   } guard{&view};
   nb::gil_scoped_release release;
-  return model.restore({static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len)});
+  return {model.restore({static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len)})};
 }
 
 nb::object step(Model& model, nb::list inputs, const std::string& logits_name) {
   using Logits = StepInput::Logits;
   Logits wanted = Logits::kLast;
-  if (logits_name == "none") wanted = Logits::kNone;
-  else if (logits_name == "all") wanted = Logits::kAll;
+  if (logits_name == "none")
+    wanted = Logits::kNone;
+  else if (logits_name == "all")
+    wanted = Logits::kAll;
   else if (logits_name != "last") {
     throw InvalidArgument("logits is '" + logits_name + "'; 'last', 'all' or 'none' is expected");
   }
   const int32_t vocab_size = model.config().vocab_size;
-  std::vector<std::shared_ptr<Session>> sessions;  // keeps them alive while the GIL is away
+  std::vector<BoundSession*> sessions;  // alive as long as `inputs`
   std::vector<std::vector<int32_t>> tokens;
   for (nb::handle item : inputs) {
     nb::tuple pair = nb::cast<nb::tuple>(item);
     const std::string what = "inputs[" + std::to_string(sessions.size()) + "].tokens";
-    sessions.push_back(nb::cast<std::shared_ptr<Session>>(pair[0]));
+    sessions.push_back(nb::cast<BoundSession*>(pair[0]));
     tokens.push_back(to_tokens(pair[1], vocab_size, what.c_str()));
   }
   std::vector<StepInput> rows(sessions.size());
-  for (size_t i = 0; i < rows.size(); i++) rows[i] = {sessions[i].get(), tokens[i], wanted};
+  std::vector<Use> uses;
+  for (size_t i = 0; i < rows.size(); i++) {
+    for (size_t j = 0; j < i; j++) {
+      if (sessions[i] == sessions[j]) {
+        throw InvalidArgument(
+            "inputs[" + std::to_string(j) + "] and inputs[" + std::to_string(i) +
+            "] are the same session");
+      }
+    }
+    uses.emplace_back(*sessions[i]);
+    rows[i] = {sessions[i]->engine.get(), tokens[i], wanted};
+  }
   std::vector<float> logits;
   compute(nb::none(), [&](const Progress&) { model.step(rows, logits); });
   const size_t n_rows = logits.size() / static_cast<size_t>(vocab_size);
@@ -240,38 +294,79 @@ nb::object step(Model& model, nb::list inputs, const std::string& logits_name) {
 void bind_model(nb::module_& m) {
   nb::class_<Model>(m, "Model", "A loaded model; wrapped by grebe.Model.")
       .def_static(
-          "load", &load, "path"_a, nb::kw_only(), "backend"_a, "n_threads"_a, "kv_rounding"_a, "kernels"_a, "isa"_a,
-          "prefill_chunk"_a, "Maps the file and starts the threads. Releases the GIL.",
-          nb::sig("def load(path: str | os.PathLike[str], *, backend: str, n_threads: int, kv_rounding: str, kernels: str, "
-                  "isa: str, prefill_chunk: int) -> Model"))
-      .def("config", [](const Model& model) { return config_dict(model.config()); },
-           nb::sig("def config(self) -> dict[str, typing.Any]"), "The fields of grebe.ModelConfig.")
-      .def("options", &options_dict, nb::sig("def options(self) -> dict[str, typing.Any]"),
-           "The load options as resolved: backend, threads and instruction set filled in.")
-      .def("weights", [](const Model& model) { return weights_dict(model.weights()); },
-           nb::sig("def weights(self) -> dict[str, typing.Any]"),
-           "bytes_per_token, total_bytes, expert_bytes, and the names of ignored tensors.")
-      .def_prop_ro("fingerprint", [](const Model& model) { return model.fingerprint(); }, "64 hex digits.")
-      .def_prop_ro("file_bytes", [](const Model& model) { return model.file().file_bytes(); })
-      .def_prop_ro("scratch_bytes", &Model::scratch_bytes, "Scratch held by the engine now, without weights and sessions.")
+          "load",
+          &load,
+          "path"_a,
+          nb::kw_only(),
+          "backend"_a,
+          "n_threads"_a,
+          "kv_rounding"_a,
+          "kernels"_a,
+          "isa"_a,
+          "prefill_chunk"_a,
+          "Maps the file and starts the threads. Releases the GIL.",
+          nb::sig(
+              "def load(path: str | os.PathLike[str], *, backend: str, n_threads: int, "
+              "kv_rounding: str, kernels: str, "
+              "isa: str, prefill_chunk: int) -> Model"))
+      .def(
+          "config",
+          [](const Model& model) { return config_dict(model.config()); },
+          nb::sig("def config(self) -> dict[str, typing.Any]"),
+          "The fields of grebe.ModelConfig.")
+      .def(
+          "options",
+          &options_dict,
+          nb::sig("def options(self) -> dict[str, typing.Any]"),
+          "The load options as resolved: backend, threads and instruction set filled in.")
+      .def(
+          "weights",
+          [](const Model& model) { return weights_dict(model.weights()); },
+          nb::sig("def weights(self) -> dict[str, typing.Any]"),
+          "bytes_per_token, total_bytes, expert_bytes, and the names of ignored tensors.")
       .def_prop_ro(
-          "tokenizer", [](const Model& model) { return model.tokenizer(); }, nb::rv_policy::reference_internal,
-          nb::sig("def tokenizer(self) -> Tokenizer | None"), "None when the file has no tokenizer.")
+          "fingerprint", [](const Model& model) { return model.fingerprint(); }, "64 hex digits.")
+      .def_prop_ro("file_bytes", [](const Model& model) { return model.file().file_bytes(); })
+      .def_prop_ro(
+          "scratch_bytes",
+          &Model::scratch_bytes,
+          nb::call_guard<nb::gil_scoped_release>(),
+          "Scratch held by the engine now, without weights and sessions.")
+      .def_prop_ro(
+          "tokenizer",
+          [](const Model& model) { return model.tokenizer(); },
+          nb::rv_policy::reference_internal,
+          nb::sig("def tokenizer(self) -> Tokenizer | None"),
+          "None when the file has no tokenizer.")
       .def(
           "session",
           [](Model& model, int64_t n_ctx) {
             nb::gil_scoped_release release;
-            return model.session(n_ctx);
+            return BoundSession{model.session(n_ctx)};
           },
-          "n_ctx"_a, "A new session; n_ctx 0 means the model's maximum.")
-      .def("restore", &restore, "snapshot"_a, nb::sig("def restore(self, snapshot: collections.abc.Buffer) -> Session"),
-           "The inverse of Session.snapshot.")
-      .def("step", &step, "inputs"_a, "logits"_a,
-           nb::sig("def step(self, inputs: list[tuple[Session, typing.Any]], logits: str) -> "
-                   "numpy.typing.NDArray[numpy.float32]"),
-           "One pass for several sessions; f32[rows asked for, vocab_size].");
-  m.def("inspect", &inspect, "path"_a, nb::sig("def inspect(path: str | os.PathLike[str]) -> dict[str, typing.Any]"),
-        "What is in a GGUF file, without loading it. See grebe.inspect.");
+          "n_ctx"_a,
+          "A new session; n_ctx 0 means the model's maximum.")
+      .def(
+          "restore",
+          &restore,
+          "snapshot"_a,
+          nb::sig("def restore(self, snapshot: bytes | bytearray | memoryview) -> Session"),
+          "The inverse of Session.snapshot.")
+      .def(
+          "step",
+          &step,
+          "inputs"_a,
+          "logits"_a,
+          nb::sig(
+              "def step(self, inputs: list[tuple[Session, typing.Any]], logits: str) -> "
+              "numpy.typing.NDArray[numpy.float32]"),
+          "One pass for several sessions; f32[rows asked for, vocab_size].");
+  m.def(
+      "inspect",
+      &inspect,
+      "path"_a,
+      nb::sig("def inspect(path: str | os.PathLike[str]) -> dict[str, typing.Any]"),
+      "What is in a GGUF file, without loading it. See grebe.inspect.");
 }
 
 }  // namespace grebe::bind

@@ -1,9 +1,10 @@
-// The extension module grebe._engine. Private: python/grebe is the interface; its stub is python/grebe/_engine.pyi.
+// The extension module grebe._engine. Private: python/grebe is the interface; its stub is
+// python/grebe/_engine.pyi.
 #include "bindings.h"
 
 NB_MODULE(_engine, m) {
   m.doc() = "The engine of grebe. Private; use the names of the package grebe.";
-  m.attr("__version__") = GREBE_VERSION;
+  m.attr("version") = GREBE_VERSION;
   grebe::bind::bind_errors(m);
   bind_tokenizer(m);
   bind_sampler(m);

@@ -13,7 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import errors
-from ._engine import Tokenizer, __version__
+from ._engine import Tokenizer
+from ._engine import version as __version__
 from .config import ModelConfig, Sampling
 from .errors import (
     BackendError,
@@ -27,7 +28,8 @@ from .errors import (
     StorageError,
     UnsupportedModelError,
 )
-from .generate import Completion, Event, Generation, TokenLogprob, Usage
+from .events import Completion, Event, TokenLogprob, Usage
+from .generate import Generation
 from .model import Model
 from .session import Session
 

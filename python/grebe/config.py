@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    #: Called with the tokens generated so far; returns which tokens are allowed next: bool[vocab_size], a bit
-    #: set u32[(vocab_size + 31) // 32] with bit i % 32 of word i // 32 for token i, or None for all.
+    #: Called with the tokens generated so far; returns which tokens are allowed next:
+    #: bool[vocab_size], a bit set u32[(vocab_size + 31) // 32] with bit i % 32 of word i // 32 for
+    #: token i, or None for all.
     TokenMask = Callable[[Sequence[int]], NDArray[np.bool_] | NDArray[np.uint32] | None]
 
 __all__ = ["ModelConfig", "Sampling"]
@@ -67,30 +68,43 @@ class ModelConfig:
     eos_token: int  # tokenizer.ggml.eos_token_id
     n_mtp_layers: int  # draft layers found in the file (recognised, not run)
 
-    def kv_row_bytes(self, kv_rounding: str = "official") -> int:
+    def kv_row_bytes(self, kv_rounding: str = "official", kernels: str = "fast") -> int:
         """Bytes of one stored KV row.
 
-        Official rounding: an E4M3 code per value without rotation, a scale byte per 64 of them, the rotated values
-        as bf16, padded to 8 bytes (Flash: 448 + 7 + 128 -> 584). Off: f32 values.
+        Official rounding: an E4M3 code per value without rotation, a scale byte per 64 of them, the
+        rotated values as bf16 (f32 for exact kernels), padded to 8 bytes (Flash: 448 + 7 + 128 ->
+        584). Off: f32 values.
         """
         if kv_rounding == "off":
             return 4 * self.head_dim
         plain = self.head_dim - self.rope_dim
-        return (plain + plain // 64 + 2 * self.rope_dim + 7) // 8 * 8
+        rotated = self.rope_dim * (4 if kernels == "exact" else 2)
+        return (plain + plain // 64 + rotated + 7) // 8 * 8
 
     def index_row_bytes(self, kv_rounding: str = "official") -> int:
-        """Bytes of one stored index row: FP4 codes and a scale byte per 32, or f32 (Flash: 64 + 4)."""
+        """Bytes of one stored index row: FP4 codes and a scale byte per 32 (Flash: 68), or f32."""
         d = self.index_head_dim
         return 4 * d if kv_rounding == "off" else d // 2 + d // 32
 
-    def kv_bytes_per_token(self, kv_rounding: str = "official") -> float:
-        """What each further token of context costs: compressed rows of all layers (Flash: 3514.2 bytes)."""
-        row, index_row = self.kv_row_bytes(kv_rounding), self.index_row_bytes(kv_rounding)
+    def kv_bytes_per_token(self, kv_rounding: str = "official", kernels: str = "fast") -> float:
+        """What each further token of context costs in all layers (Flash: 3514.2 bytes)."""
+        row = self.kv_row_bytes(kv_rounding, kernels)
+        index_row = self.index_row_bytes(kv_rounding)
         return sum(
             (row + index_row) / ratio if ratio == 4 else row / ratio
             for ratio in self.compress_ratios
             if ratio > 0
         )
+
+    def kv_fixed_bytes(self, kv_rounding: str = "official", kernels: str = "fast") -> int:
+        """What a session holds whatever its length: raw windows and the compressors' sums."""
+        window = self.n_layers * self.window_size * self.kv_row_bytes(kv_rounding, kernels)
+        pools = sum(
+            2 * (self.head_dim + self.index_head_dim) if ratio == 4 else self.head_dim
+            for ratio in self.compress_ratios
+            if ratio > 0
+        )
+        return window + 4 * 3 * pools  # f32 (max, sum, weighted sum) per channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +118,16 @@ class Sampling:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of tokens with at least this probability, in (0, 1].
         min_p: drop tokens less likely than this share of the most likely one, in [0, 1).
-        repetition_penalty: > 0; divides positive and multiplies negative logits of tokens in prompt or output.
+        repetition_penalty: > 0; divides positive and multiplies negative logits of tokens in prompt
+            or output.
         presence_penalty: subtracted once from tokens in the output.
         frequency_penalty: subtracted from tokens in the output, per occurrence.
         logit_bias: added to the logits of these token ids.
-        seed: equal seeds give equal draws on every machine. None: a fresh one for each generation, which reports it.
+        seed: equal seeds give equal draws on every machine. None: a fresh one for each generation,
+            which reports it.
         top_logprobs: how many alternatives each event lists, 0 to 1000.
-        mask: hook for grammars. Called before each token with the tokens generated so far; returns bool[vocab_size],
-            a bit set u32[(vocab_size + 31) // 32], or None to allow every token.
+        mask: hook for grammars. Called before each token with the tokens generated so far; returns
+            bool[vocab_size], a bit set u32[(vocab_size + 31) // 32], or None to allow every token.
 
     Example:
         >>> import grebe
@@ -137,13 +153,13 @@ class Sampling:
 
 
 def model_config(fields: dict[str, Any]) -> ModelConfig:
-    """A ModelConfig from the engine's dictionary. Floats come from f32, so they are shown as such."""
-    return ModelConfig(
-        **{k: _short(v) if isinstance(v, float) else v for k, v in fields.items()}
-    )
+    """A ModelConfig from the engine's dictionary. Floats come from f32 and are shown as such."""
+    values: dict[str, Any] = {
+        key: _short(value) if isinstance(value, float) else value for key, value in fields.items()
+    }
+    return ModelConfig(**values)
 
 
 def _short(value: float) -> float:
     """The shortest decimal that is this f32: 1e-06, not 9.999999974752427e-07."""
     return float(f"{value:.7g}")
-

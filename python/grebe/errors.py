@@ -15,7 +15,8 @@ Example:
 
 from __future__ import annotations
 
-# This file imports nothing: src/errors.cpp looks these classes up while the package is still being imported.
+# This file imports nothing: src/errors.cpp looks these classes up while the package is still being
+# imported.
 
 __all__ = [
     "BackendError",

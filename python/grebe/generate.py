@@ -4,133 +4,34 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _engine
 from .config import Sampling
 from .errors import CancelledError, ContextOverflowError, InvalidArgumentError
+from .events import Completion, Event, FinishReason, TokenLogprob, Usage
+from .stopping import StopFilter, stop_strings
 
 if TYPE_CHECKING:
     import asyncio
 
     from numpy.typing import NDArray
 
-    from .session import Session, Tokens
+    from .session import Session
 
-__all__ = ["Completion", "Event", "FinishReason", "Generation", "TokenLogprob", "Usage"]
-
-#: "stop": the end token or a stop string. "length": max_tokens or the context is used up. "cancelled": cancel() was called.
-FinishReason = Literal["stop", "length", "cancelled"]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """An alternative for one position and its log probability."""
-
-    token: int
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One generated token and the text that became certain with it.
-
-    Attributes:
-        text: may be empty: half a character, or what may yet turn out to be a stop string, waits for the next event.
-        token: its id.
-        logprob: of the token under the model's distribution after penalties, before temperature and truncation.
-        top_logprobs: the most likely tokens, as many as ``Sampling.top_logprobs`` asks for.
-        finish_reason: set on the last event.
-    """
-
-    text: str
-    token: int
-    logprob: float
-    top_logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens of one generation. ``cached_tokens`` of the prompt were in the session's state already."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-
-    @property
-    def total_tokens(self) -> int:
-        """Prompt and completion together."""
-        return self.prompt_tokens + self.completion_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A finished generation. ``str(completion)`` is its text."""
-
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    top_logprobs: tuple[tuple[TokenLogprob, ...], ...]
-    finish_reason: FinishReason
-    usage: Usage
-    seed: int
-
-    def __str__(self) -> str:
-        return self.text
-
-
-class StopFilter:
-    """Cuts text at the first stop string and holds back only what may be the beginning of one.
-
-    The result does not depend on how the text is cut into pieces: the stop string that is complete first wins, and of
-    several that end at the same place the longest.
-
-    Example:
-        >>> stop = StopFilter(["END"])
-        >>> stop.feed("the E"), stop.feed("ND of it")
-        (('the ', False), ('', True))
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-
-    def feed(self, text: str) -> tuple[str, bool]:
-        """The text that is now certain, and whether a stop string was found (nothing after it is ever returned)."""
-        text = self._held + text
-        ends = [(i + len(stop), i) for stop in self._stops if (i := text.find(stop)) >= 0]
-        if ends:
-            self._held = ""
-            return text[: min(ends)[1]], True
-        n_held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - n_held :]
-        return text[: len(text) - n_held], False
-
-    def flush(self) -> str:
-        """What was held back, when no more text will come."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of text that is a proper beginning of stop."""
-    for n in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:n]):
-            return n
-    return 0
+__all__ = ["Generation"]
 
 
 class Generation(Iterator[Event]):
     """A running generation: an iterator of events. Made by :meth:`Session.generate`.
 
-    Each ``next`` computes one token. A token enters the session's state when the one after it is asked for, so that
-    text is delivered as early as possible; a loop that runs to its end leaves the session covering the prompt and the
-    whole answer. After ``break``, an error or Ctrl-C, the session covers the prompt (or as much of it as was
-    computed) and every token but the newest: ``session.tokens`` tells, and a later prefill reuses all of it.
+    Each ``next`` computes one token. A token enters the session's state when the one after it is
+    asked for, so that text is delivered as early as possible; a loop that runs to its end leaves
+    the session covering the prompt and the whole answer. After ``break``, an error or Ctrl-C, the
+    session covers the prompt (or as much of it as was computed) and every token but the newest:
+    ``session.tokens`` tells, and a later prefill reuses all of it.
 
     Attributes:
         prompt: the token ids that the session is to cover before the first new token.
@@ -167,7 +68,7 @@ class Generation(Iterator[Event]):
         if max_tokens is not None and max_tokens < 1:
             raise InvalidArgumentError(f"max_tokens is {max_tokens}; at least 1 is expected")
         self._limit = room if max_tokens is None else min(max_tokens, room)
-        self._stop = StopFilter(_stop_strings(stop))
+        self._stop = StopFilter(stop_strings(stop))
         self._stream = session.model.tokenizer.stream()
         self._eos = config.eos_token
         self._vocab_size = config.vocab_size
@@ -227,7 +128,8 @@ class Generation(Iterator[Event]):
             expected = len(self.prompt) + len(self.tokens) - 1
             if self._session.pos != expected:
                 raise InvalidArgumentError(
-                    f"the session was moved to position {self._session.pos} during a generation that is at {expected}"
+                    f"the session was moved to position {self._session.pos} "
+                    f"during a generation that is at {expected}"
                 )
             if not self._cancelled:
                 self._session.decode(self._pending)
@@ -267,13 +169,15 @@ class Generation(Iterator[Event]):
         return None if allowed is None else pack_mask(allowed, self._vocab_size)
 
 
-def pack_mask(allowed: NDArray[np.bool_] | NDArray[np.uint32], vocab_size: int) -> NDArray[np.uint32]:
+def pack_mask(
+    allowed: NDArray[np.bool_] | NDArray[np.uint32], vocab_size: int
+) -> NDArray[np.uint32]:
     """The bit set u32[(vocab_size + 31) // 32] of a mask given as booleans or as a bit set already.
 
     Raises:
         InvalidArgumentError: another dtype or length.
     """
-    array = np.asarray(allowed)
+    array: NDArray[Any] = np.asarray(allowed)
     n_words = (vocab_size + 31) // 32
     if array.dtype == np.bool_ and array.shape == (vocab_size,):
         packed = np.zeros(4 * n_words, np.uint8)
@@ -282,16 +186,9 @@ def pack_mask(allowed: NDArray[np.bool_] | NDArray[np.uint32], vocab_size: int) 
     if array.dtype == np.uint32 and array.ndim == 1 and array.size >= n_words:
         return np.ascontiguousarray(array)
     raise InvalidArgumentError(
-        f"mask is {array.dtype}{list(array.shape)}; bool[{vocab_size}] or uint32[{n_words}] is expected"
+        f"mask is {array.dtype}{list(array.shape)}; "
+        f"bool[{vocab_size}] or uint32[{n_words}] is expected"
     )
-
-
-def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-    for i, text in enumerate(stops):
-        if not isinstance(text, str) or not text:
-            raise InvalidArgumentError(f"stop[{i}] is {text!r}; a string that is not empty is expected")
-    return stops
 
 
 def _sampler(sampling: Sampling, seed: int, vocab_size: int) -> _engine.Sampler:
@@ -311,7 +208,7 @@ def _sampler(sampling: Sampling, seed: int, vocab_size: int) -> _engine.Sampler:
 
 
 def complete(generation: Generation) -> Completion:
-    """Runs a generation to its end. The last token is not decoded: the session is of no further use."""
+    """Runs a generation to its end, but for the last decode: the session is thrown away."""
     logprobs: list[float] = []
     top: list[tuple[TokenLogprob, ...]] = []
     for event in generation:
@@ -331,10 +228,10 @@ def complete(generation: Generation) -> Completion:
 
 
 async def run_async(generation: Generation) -> AsyncIterator[Event]:
-    """The events of a generation, each computed in a worker thread so that the event loop stays free.
+    """The events of a generation, computed in a worker thread so that the event loop stays free.
 
-    Cancelling the awaiting task cancels the generation and waits for the token or chunk under way, so that the
-    session is free again when the cancellation arrives.
+    Cancelling the awaiting task cancels the generation and waits for the token or chunk under way,
+    so that the session is free again when the cancellation arrives.
     """
     import asyncio
 

@@ -14,7 +14,8 @@ import numpy as np
 from . import _engine
 from .config import ModelConfig, Sampling, model_config
 from .errors import InvalidArgumentError
-from .generate import Completion, complete
+from .events import Completion
+from .generate import complete
 from .session import Session
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ EMBEDDED_MODEL = Path(__file__).parent / "data" / "grebe-nano.gguf"
 class Model:
     """A model file, mapped, and the engine that runs it. Made by :meth:`load`.
 
-    Thread-safe. Closing it, or leaving its ``with`` block, closes its sessions too; a call that is under way in
-    another thread finishes first. Memory returns when the last reference is gone.
+    Thread-safe. Closing it, or leaving its ``with`` block, closes its sessions too; a call that is
+    under way in another thread finishes first. Memory returns when the last reference is gone.
 
     Example:
         >>> import grebe
@@ -66,16 +67,22 @@ class Model:
         Args:
             path: the file, or its first shard; None: the small model inside the package.
             backend: "auto" or "cpu".
-            n_threads: None: the physical cores that this process may use. Results do not depend on it.
-            kv_rounding: "official" stores KV rows rounded as the model was trained; "off" stores plain f32.
-            kernels: "fast" multiplies quantized weights with int8 activations; "exact" keeps activations f32.
-            isa: instruction set of the kernels, None for the best of this machine; see docs of the engine.
-            prefill_chunk: tokens computed at once, 1 to 4096. Scratch memory grows with it; results do not change.
+            n_threads: None: the physical cores that this process may use. Results do not depend on
+                it.
+            kv_rounding: "official" stores KV rows rounded as the model was trained; "off" stores
+                plain f32.
+            kernels: "fast" multiplies quantized weights with int8 activations; "exact" keeps
+                activations f32.
+            isa: instruction set of the kernels, None for the best of this machine; see docs of the
+                engine.
+            prefill_chunk: tokens computed at once, 1 to 4096. Scratch memory grows with it; results
+                do not change.
 
         Raises:
             StorageError: the file cannot be read.
             FormatError: it is damaged.
-            UnsupportedModelError: it is another model, or a quantization that this build does not read.
+            UnsupportedModelError: it is another model, or a quantization that this build does not
+                read.
             BackendUnavailableError: no such backend or instruction set here.
         """
         if n_threads is not None and n_threads < 1:
@@ -93,7 +100,7 @@ class Model:
         return cls(engine, file)
 
     @property
-    def _engine(self) -> _engine.Model:
+    def _live(self) -> _engine.Model:
         if self._impl is None:
             raise InvalidArgumentError("the model is closed")
         return self._impl
@@ -116,7 +123,7 @@ class Model:
     @property
     def fingerprint(self) -> str:
         """64 hex digits; equal for equal weights and graph."""
-        return self._engine.fingerprint
+        return self._live.fingerprint
 
     @property
     def tokenizer(self) -> _engine.Tokenizer:
@@ -125,7 +132,7 @@ class Model:
         Raises:
             InvalidArgumentError: the file has none.
         """
-        tokenizer = self._engine.tokenizer
+        tokenizer = self._live.tokenizer
         if tokenizer is None:
             raise InvalidArgumentError(f"{self._path}: the file has no tokenizer; use token ids")
         return tokenizer
@@ -133,27 +140,28 @@ class Model:
     @property
     def options(self) -> dict[str, str | int]:
         """The load options as resolved: backend, n_threads, isa and the others."""
-        return self._engine.options()
+        return self._live.options()
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that one decoded token reads."""
-        return int(self._engine.weights()["bytes_per_token"])
+        return int(self._live.weights()["bytes_per_token"])
 
     @property
     def scratch_nbytes(self) -> int:
         """Bytes of scratch buffers held now, without weights and sessions."""
-        return self._engine.scratch_bytes
+        return self._live.scratch_bytes
 
     def session(self, n_ctx: int | None = None) -> Session:
         """A new, empty session.
 
         Args:
-            n_ctx: how many tokens it may cover; None: as many as the model was made for. Memory is taken as it grows.
+            n_ctx: how many tokens it may cover; None: as many as the model was made for. Memory is
+                taken as it grows.
         """
         if n_ctx is not None and n_ctx < 1:
             raise InvalidArgumentError(f"n_ctx is {n_ctx}; at least 1 is expected")
-        return self._adopt(self._engine.session(n_ctx or 0))
+        return self._adopt(self._live.session(n_ctx or 0))
 
     def restore(self, snapshot: bytes | bytearray | memoryview) -> Session:
         """A session from :meth:`Session.snapshot`, bit-identical to the one that was saved.
@@ -162,23 +170,25 @@ class Model:
             FormatError: the bytes are damaged.
             InvalidArgumentError: they are of another model.
         """
-        return self._adopt(self._engine.restore(snapshot))
+        return self._adopt(self._live.restore(snapshot))
 
     def step(
         self, inputs: Sequence[tuple[Session, Tokens]], logits: str = "last"
     ) -> NDArray[np.float32]:
         """Append tokens to several sessions in one pass over the weights.
 
-        Each session's result is bit-identical to stepping it alone. On error every session is as before the call.
+        Each session's result is bit-identical to stepping it alone. On error every session is as
+        before the call.
 
         Args:
-            inputs: pairs of a session and its tokens; sessions distinct, together at most prefill_chunk tokens.
+            inputs: pairs of a session and its tokens; sessions distinct, together at most
+                prefill_chunk tokens.
             logits: "last" gives one row per session, "all" one per token, "none" none.
 
         Returns:
             f32[rows, vocab_size], in the order of the inputs.
         """
-        return self._engine.step([(s._engine, tokens) for s, tokens in inputs], logits)
+        return self._live.step([(s._live, tokens) for s, tokens in inputs], logits)
 
     def complete(
         self,
@@ -190,7 +200,7 @@ class Model:
         n_ctx: int | None = None,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> Completion:
-        """The continuation of a prompt, in a session of its own. Arguments as in :meth:`Session.generate`.
+        """The continuation of a prompt, in a session of its own; see :meth:`Session.generate`.
 
         Example:
             >>> import grebe
@@ -218,7 +228,7 @@ class Model:
         sampling: Sampling | None = None,
         n_ctx: int | None = None,
     ) -> Completion:
-        """As :meth:`complete`, computed in a worker thread. Cancelling the task stops it at the next chunk or token."""
+        """As :meth:`complete`, in a worker thread; cancelling the task ends it at a token."""
         import asyncio
 
         with self.session(n_ctx) as session:
@@ -252,15 +262,16 @@ class Model:
 
     def _facts(self) -> dict[str, str]:
         config, options = self._config, self.options
+        rounding, kernels = str(options["kv_rounding"]), str(options["kernels"])
         return {
             "name": config.name or self._path.name,
             "layers": str(config.n_layers),
             "hidden": str(config.hidden_size),
             "vocabulary": str(config.vocab_size),
             "experts": f"{config.n_experts_per_token} of {config.n_experts}",
-            "file": f"{self._engine.file_bytes / 1e6:.1f} MB",
+            "file": f"{self._live.file_bytes / 1e6:.1f} MB",
             "runs on": f"{options['backend']}/{options['isa']}, {options['n_threads']} threads",
-            "KV": f"{options['kv_rounding']} rounding, {config.kv_bytes_per_token(str(options['kv_rounding'])):.1f} bytes a token",
+            "KV": f"{config.kv_bytes_per_token(rounding, kernels):.1f} B a token",
         }
 
     def __repr__(self) -> str:

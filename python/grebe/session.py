@@ -11,7 +11,8 @@ import numpy as np
 from . import _engine
 from .config import Sampling
 from .errors import InvalidArgumentError
-from .generate import Event, Generation, run_async
+from .events import Event
+from .generate import Generation, run_async
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,13 +28,16 @@ __all__ = ["Session"]
 
 
 class Session:
-    """One sequence of tokens and its state. Made by :meth:`Model.session`, :meth:`fork` or :meth:`Model.restore`.
+    """One sequence of tokens and its state.
+
+    Made by :meth:`Model.session`, :meth:`fork` or :meth:`Model.restore`.
 
     A session belongs to one caller at a time: two threads that use one at once get an
-    :class:`InvalidArgumentError`, never a corrupted state. Different sessions may be used from different threads;
-    their steps are serialised inside the model.
+    :class:`InvalidArgumentError`, never a corrupted state. Different sessions may be used from
+    different threads; their steps are serialised inside the model.
 
-    Every computing call releases the GIL. Ctrl-C is seen between chunks of a prompt and between tokens.
+    Every computing call releases the GIL. Ctrl-C is seen between chunks of a prompt and between
+    tokens.
 
     Example:
         >>> import grebe
@@ -52,7 +56,7 @@ class Session:
         self._impl: _engine.Session | None = engine
 
     @property
-    def _engine(self) -> _engine.Session:
+    def _live(self) -> _engine.Session:
         if self._impl is None:
             raise InvalidArgumentError("the session is closed")
         return self._impl
@@ -71,21 +75,24 @@ class Session:
 
         Args:
             tokens: token ids, 1 <= len(tokens) <= n_ctx.
-            on_progress: called with (tokens done, tokens to do) after each chunk; what it raises cancels the call.
+            on_progress: called with (tokens done, tokens to do) after each chunk; what it raises
+                cancels the call.
 
         Returns:
             Number of tokens actually computed, for usage accounting.
 
         Raises:
             ContextOverflowError: more tokens than n_ctx; the session is unchanged.
-            InvalidArgumentError: no tokens, or something that is not a token id; the session is unchanged.
-            KeyboardInterrupt: Ctrl-C; the state covers the chunks that were done, a prefix of ``tokens``.
+            InvalidArgumentError: no tokens, or something that is not a token id; the session is
+                unchanged.
+            KeyboardInterrupt: Ctrl-C; the state covers the chunks that were done, a prefix of
+                ``tokens``.
         """
-        return self._engine.prefill(tokens, on_progress)
+        return self._live.prefill(tokens, on_progress)
 
     def decode(self, token: int) -> None:
-        """Append one token; :attr:`logits` are then for the next one. On error the session is as before the call."""
-        self._engine.decode(token)
+        """Append one token; :attr:`logits` are then for the next. On error nothing changes."""
+        self._live.decode(token)
 
     def evaluate(
         self, tokens: Tokens, on_progress: Callable[[int, int], object] | None = None
@@ -95,7 +102,7 @@ class Session:
         Returns:
             f32[n, vocab_size]; row i is for the position after ``tokens[i]``.
         """
-        return self._engine.evaluate(tokens, on_progress)
+        return self._live.evaluate(tokens, on_progress)
 
     @property
     def logits(self) -> NDArray[np.float32]:
@@ -104,36 +111,36 @@ class Session:
         Raises:
             InvalidArgumentError: there are none, since the session is empty.
         """
-        return self._engine.logits
+        return self._live.logits
 
     @property
     def tokens(self) -> list[int]:
         """The tokens that the state covers."""
-        return self._engine.tokens
+        return self._live.tokens
 
     @property
     def pos(self) -> int:
         """How many tokens the state covers."""
-        return self._engine.pos
+        return self._live.pos
 
     @property
     def n_ctx(self) -> int:
         """How many tokens the state may cover."""
-        return self._engine.n_ctx
+        return self._live.n_ctx
 
     @property
     def nbytes(self) -> int:
         """Bytes of the KV state. Blocks that forks share count in each of them."""
-        return self._engine.n_bytes
+        return self._live.n_bytes
 
     @property
     def checkpoint_nbytes(self) -> int:
         """Bytes that rewind checkpoints hold beside :attr:`nbytes`."""
-        return self._engine.checkpoint_bytes
+        return self._live.checkpoint_bytes
 
     def fork(self) -> Session:
-        """A second session with the same past. Shares all history, so its cost does not depend on the length."""
-        return self._model._adopt(self._engine.fork())
+        """A second session with the same past, shared: the cost does not depend on its length."""
+        return self._model._adopt(self._live.fork())
 
     def rewind(self, pos: int, on_progress: Callable[[int, int], object] | None = None) -> int:
         """Go back to ``pos`` tokens, with the logits of that position.
@@ -145,11 +152,11 @@ class Session:
         Returns:
             How many tokens were computed again.
         """
-        return self._engine.rewind(pos, on_progress)
+        return self._live.rewind(pos, on_progress)
 
     def snapshot(self) -> bytes:
         """Everything needed to go on in another process; see :meth:`Model.restore`."""
-        return self._engine.snapshot()
+        return self._live.snapshot()
 
     def generate(
         self,
@@ -163,16 +170,19 @@ class Session:
         """Continue a prompt, one event per token.
 
         Args:
-            prompt: token ids that the session is to cover first, exactly as :meth:`prefill` does. Or text, which is
-                encoded without special tokens and appended to what the session covers; an empty session gets the
-                model's BOS token in front. None continues from the current state.
-            max_tokens: at most so many new tokens; None: until the model ends or the context is full.
+            prompt: token ids that the session is to cover first, exactly as :meth:`prefill` does.
+                Or text, which is encoded without special tokens and appended to what the session
+                covers; an empty session gets the model's BOS token in front. None continues from
+                the current state.
+            max_tokens: at most so many new tokens; None: until the model ends or the context is
+                full.
             stop: strings that end the text; they are not part of it. May cross token boundaries.
             sampling: how tokens are chosen; greedy by default.
             on_progress: called with (tokens done, tokens to do) during the prompt.
 
         Returns:
-            An iterator of :class:`Event`. See :class:`Generation` for what the session covers after it.
+            An iterator of :class:`Event`. See :class:`Generation` for what the session covers after
+            it.
 
         Raises:
             ContextOverflowError: the prompt leaves no room for a token.
@@ -181,8 +191,8 @@ class Session:
         Example:
             >>> import grebe
             >>> s = grebe.Model.load().session(n_ctx=256)
-            >>> [event.token for event in s.generate("Once upon a time", max_tokens=3)] == s.tokens[-3:]
-            True
+            >>> [event.token for event in s.generate("Once upon a time", max_tokens=3)] ==
+            s.tokens[-3:] True
         """
         return Generation(
             self,
@@ -202,10 +212,11 @@ class Session:
         sampling: Sampling | None = None,
         on_progress: Callable[[int, int], object] | None = None,
     ) -> AsyncIterator[Event]:
-        """As :meth:`generate`, for ``async for``: tokens are computed in a worker thread, where on_progress runs too.
+        """As :meth:`generate`, for ``async for``.
 
-        When the awaiting task is cancelled, the computation stops at the next chunk or token and the session is as
-        after a ``break``.
+        Tokens are computed in a worker thread, where on_progress runs too.
+        When the awaiting task is cancelled, the computation stops at the next chunk or token and
+        the session is as after a ``break``.
         """
         return run_async(
             self.generate(
@@ -228,7 +239,7 @@ class Session:
         return _engine.to_tokens(prompt, self._model.config.vocab_size)
 
     def close(self) -> None:
-        """Free the state. A call that is under way in another thread finishes first. Closing twice is fine."""
+        """Free the state, after any call that is under way in another thread. Twice is fine."""
         self._impl = None
 
     def __enter__(self) -> Session:
@@ -245,7 +256,10 @@ class Session:
     def __repr__(self) -> str:
         if self._impl is None:
             return "<grebe.Session closed>"
-        return f"<grebe.Session {self.pos} of {self.n_ctx} tokens, {self.nbytes / 1e6:.1f} MB>"
+        try:
+            return f"<grebe.Session {self.pos} of {self.n_ctx} tokens, {self.nbytes / 1e6:.1f} MB>"
+        except InvalidArgumentError:  # another thread computes with it
+            return "<grebe.Session busy>"
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"

@@ -1,0 +1,67 @@
+# The commands that people type. `make test` is all that a fresh clone needs.
+
+PYTHON ?= python3
+# The active virtual environment, else one of our own.
+VENV   ?= $(or $(VIRTUAL_ENV),.venv)
+PY     := $(VENV)/bin/python
+JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+PIP    := $(PY) -m pip --disable-pip-version-check
+
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src python/grebe -type f -not -name '*.pyc')
+CPP     := $(shell find csrc src tests/native -name '*.h' -o -name '*.cpp')
+
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+
+.PHONY: test test-all dev bench fmt lint stubs native asan fuzz clean
+
+test: $(VENV)/.installed            ## the quick tests, against the package as users install it
+	$(PY) -m pytest
+
+test-all: $(VENV)/.installed        ## everything that this machine can run
+	$(PY) -m pytest -m 'not gpu and not model'
+
+# The build folder is kept (build-dir in pyproject.toml), so an edit compiles what it touches.
+$(VENV)/.installed: $(SOURCES)
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet '.[test]'
+	touch $@
+
+dev: $(VENV)/bin/python             ## editable install that rebuilds on import, and the linters
+	$(PIP) install --quiet 'scikit-build-core>=1.1' 'nanobind>=3.1' 'ninja; platform_machine != "none"'
+	$(PIP) install --quiet --no-build-isolation --editable '.[dev]'
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+bench: $(VENV)/.installed           ## speed of the embedded model; see benchmarks/README.md for the rest
+	$(VENV)/bin/grebe bench
+
+$(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install --quiet $$($(PYTHON) -c "import re; print(*re.findall(r'\"((?:ruff|mypy|clang-format)==[^\"]+)\"', open('pyproject.toml').read()))") 'numpy>=1.24'
+	touch $@
+
+lint: $(VENV)/.lint                 ## what must be clean before a commit
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+fmt: $(VENV)/.lint                  ## put everything into shape
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+stubs: $(VENV)/.installed           ## write python/grebe/_engine.pyi again
+	$(PY) -m nanobind.stubgen --quiet -m grebe._engine -o python/grebe/_engine.pyi
+
+native:                             ## the engine's own test programs
+	cmake --preset native && cmake --build --preset native -j $(JOBS)
+
+asan:                               ## the same under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake --preset asan && cmake --build --preset asan -j $(JOBS)
+
+fuzz: asan                          ## mutate and truncate GGUF files under the sanitizers
+	build/asan/tests/native/fuzz_gguf
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,217 @@
+"""What the subcommands do: each takes the parsed arguments and prints; errors are main's."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import Sampling
+from .errors import InvalidArgumentError
+from .progress import ProgressBar
+
+if TYPE_CHECKING:
+    import argparse
+
+    from .model import Model
+
+__all__ = ["bench", "inspect", "perplexity", "run", "tokenize"]
+
+
+def _load(args: argparse.Namespace) -> Model:
+    from .model import Model
+
+    return Model.load(
+        args.model, n_threads=args.threads, kv_rounding=args.kv_rounding, kernels=args.kernels
+    )
+
+
+def _read_text(text: str | None) -> str:
+    """The argument, or stdin. Bytes that are no UTF-8 are a clear error, not a guess."""
+    if text is not None:
+        return text
+    if sys.stdin.isatty():
+        print("reading stdin, end with Ctrl-D", file=sys.stderr)
+    return sys.stdin.buffer.read().decode("utf-8")
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    return Sampling(
+        temperature=0.0 if args.greedy else args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        seed=args.seed,
+        top_logprobs=args.top_logprobs,
+    )
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """``grebe run``: streams text, or one JSON object per token."""
+    prompt = _read_text(args.prompt)
+    with _load(args) as model, model.session(args.ctx) as session, ProgressBar("prompt") as bar:
+        generation = session.generate(
+            prompt,
+            max_tokens=args.max_tokens,
+            stop=args.stop,
+            sampling=_sampling(args),
+            on_progress=bar,
+        )
+        if not args.json and not args.no_echo:
+            sys.stdout.write(prompt)
+            sys.stdout.flush()
+        for event in generation:
+            bar.close()
+            if args.json:
+                _print_json(asdict(event))
+            else:
+                sys.stdout.write(event.text)
+                sys.stdout.flush()
+            if event.finish_reason is not None:
+                break
+        if not args.json:
+            print()
+            return
+        n = len(generation.tokens)
+        _print_json(
+            {
+                "text": generation.text,
+                "finish_reason": generation.finish_reason,
+                "usage": asdict(generation.usage),
+                "seed": generation.seed,
+                "prefill_s": round(generation.prefill_s, 6),
+                "decode_s": round(generation.decode_s, 6),
+                # The first token comes with the prompt; the others took decode_s.
+                "decode_tok_per_s": round((n - 1) / generation.decode_s, 3) if n > 1 else None,
+                "model": {"fingerprint": model.fingerprint, **model.options},
+            }
+        )
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """``grebe inspect``: the report, or everything as JSON."""
+    from .fileinfo import inspect as inspect_file
+    from .report import file_report, tensor_report
+
+    info = inspect_file(args.file or args.model)
+    if args.json:
+        _print_json(info.to_dict(tensors=args.tensors, n_ctx=args.ctx))
+        return
+    print(file_report(info, args.ctx))
+    if args.tensors:
+        print("\ntensors\n" + tensor_report(info))
+
+
+def bench(args: argparse.Namespace) -> None:
+    """``grebe bench``: a table, CSV, or JSON with the machine and the options."""
+    from . import __version__, measure
+    from .report import columns, size
+
+    if args.plot:
+        try:
+            import matplotlib  # noqa: F401 - better now than after minutes of measuring
+        except ImportError:
+            message = "--plot needs matplotlib: pip install 'grebe[plot]'"
+            raise InvalidArgumentError(message) from None
+    with _load(args) as model, ProgressBar("measuring") as bar:
+        bandwidth = measure.read_bandwidth(int(model.options["n_threads"]))
+        rows = []
+        names = [f.name for f in fields(measure.BenchRow)]
+        if args.format == "csv":
+            print(",".join(names))
+        for row in measure.bench(
+            model,
+            args.depths,
+            n_prefill=args.prefill,
+            n_decode=args.decode,
+            bandwidth=bandwidth,
+            on_progress=bar,
+        ):
+            bar.close()
+            rows.append(row)
+            if args.format == "csv":
+                values = asdict(row).values()
+                cells = (f"{v:.6g}" if isinstance(v, float) else str(v) for v in values)
+                print(",".join(cells), flush=True)
+        name, options = model.config.name or model.path.name, model.options
+        title = f"{name}, {options['isa']}, {options['n_threads']} threads"
+        weights = model.bytes_per_token
+        if args.format == "json":
+            _print_json(
+                {
+                    "model": {"path": str(model.path), "name": name},
+                    "fingerprint": model.fingerprint,
+                    "options": options,
+                    "version": __version__,
+                    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                    "read_bandwidth": round(bandwidth),
+                    "bytes_per_token": weights,
+                    "rows": [asdict(row) for row in rows],
+                }
+            )
+        elif args.format == "table":
+            head = ("depth", "prefill tok/s", "decode tok/s", "spread", "of bandwidth", "KV")
+            body = [
+                (
+                    row.depth,
+                    f"{row.prefill_tok_per_s:.1f}",
+                    f"{row.decode_tok_per_s:.1f}",
+                    f"{row.decode_spread:.0%}",
+                    f"{row.bandwidth_share:.0%}",
+                    size(row.kv_bytes),
+                )
+                for row in rows
+            ]
+            print(f"{title}; {size(weights)} of weights a token; reads {size(bandwidth)}/s")
+            print(columns([head, *body], right="rrrrrr"))
+        if args.plot:
+            measure.plot(rows, Path(args.plot), title)
+
+
+def tokenize(args: argparse.Namespace) -> None:
+    """``grebe tokenize``: id and bytes of every token."""
+    from . import Tokenizer
+    from .model import Model
+
+    if args.model and args.model.endswith(".json"):
+        tokenizer = Tokenizer.from_file(args.model)
+    else:
+        tokenizer = Model.load(args.model, n_threads=1).tokenizer
+    ids = tokenizer.encode(_read_text(args.text), args.allow_special)
+    pieces = [tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") for i in ids]
+    if args.json:
+        _print_json({"ids": ids, "pieces": pieces})
+    elif args.ids:
+        print(*ids)
+    else:
+        for token, piece in zip(ids, pieces, strict=True):
+            print(f"{token:7d}  {piece!r}")
+
+
+def perplexity(args: argparse.Namespace) -> None:
+    """``grebe perplexity``: one line, or JSON."""
+    from . import measure
+
+    text = _read_text(None) if args.file == "-" else Path(args.file).read_text(encoding="utf-8")
+    with _load(args) as model, ProgressBar("perplexity") as bar:
+        result = measure.perplexity(
+            model, text, n_ctx=args.ctx, stride=args.stride, on_progress=bar
+        )
+    if args.json:
+        _print_json({**asdict(result), "n_ctx": args.ctx, "stride": args.stride})
+        return
+    print(
+        f"perplexity {result.perplexity:.4f}, {result.nats_per_token:.5f} nats a token, "
+        f"{result.bits_per_byte:.4f} bits a byte over {result.n_tokens} tokens "
+        f"({result.tok_per_s:.0f} tok/s)"
+    )
