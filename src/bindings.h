@@ -23,6 +23,7 @@ namespace grebe::bind {
 namespace nb = nanobind;
 
 void bind_errors(nb::module_& m);
+void bind_inspect(nb::module_& m);
 void bind_model(nb::module_& m);
 void bind_session(nb::module_& m);
 void bind_ops(nb::module_& m);
@@ -34,6 +35,14 @@ std::vector<int32_t> to_tokens(nb::handle object, int32_t vocab_size, const char
 
 /// One token id, by the same rules.
 int32_t to_token(nb::handle object, int32_t vocab_size, const char* what = "token");
+
+/// A str, bytes or path-like object as the bytes of a path.
+std::string to_path(nb::handle object);
+
+/// The fields of grebe.ModelConfig, in its names.
+nb::dict config_dict(const ModelConfig& config);
+/// bytes_per_token, total_bytes, expert_bytes (each shared payload counted once), ignored.
+nb::dict weights_dict(const ModelWeights& weights);
 
 /// Hands the vector's memory to NumPy, without a copy. Product of shape = size.
 template <class T, class... Shape>

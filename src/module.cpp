@@ -8,6 +8,7 @@ NB_MODULE(_engine, m) {
   grebe::bind::bind_errors(m);
   bind_tokenizer(m);
   bind_sampler(m);
+  grebe::bind::bind_inspect(m);
   grebe::bind::bind_model(m);
   grebe::bind::bind_session(m);
   grebe::bind::bind_ops(m);

@@ -8,7 +8,8 @@ import numpy
 import numpy.typing
 from numpy.typing import NDArray
 
-version: str = "0.1.0"
+
+version: str = '0.1.0'
 
 class Tokenizer:
     """
@@ -18,9 +19,7 @@ class Tokenizer:
     """
 
     @staticmethod
-    def from_spec(
-        tokens: Sequence, types: Sequence[int], merges: Sequence, bos: int = 0, eos: int = 1
-    ) -> Tokenizer:
+    def from_spec(tokens: Sequence, types: Sequence[int], merges: Sequence, bos: int = 0, eos: int = 1) -> Tokenizer:
         """
         Build from the arrays of a GGUF file.
 
@@ -91,6 +90,7 @@ class Tokenizer:
         """Id of the token that ends a text."""
 
     def __len__(self) -> int: ...
+
     def __repr__(self) -> str: ...
 
 class TextStream:
@@ -109,21 +109,7 @@ class Sampler:
     Chooses tokens of one generation: parameters, random state and the counts that penalties need. Not thread-safe.
     """
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        logit_bias: Mapping[int, float] | None = None,
-        seed: int = 0,
-        top_logprobs: int = 0,
-        vocab_size: int,
-    ) -> None:
+    def __init__(self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0, frequency_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None, seed: int = 0, top_logprobs: int = 0, vocab_size: int) -> None:
         """
         Args:
             temperature: >= 0; 0 is the exact argmax, the lowest id on ties.
@@ -145,16 +131,7 @@ class Sampler:
     def observe_prompt(self, ids: Sequence[int]) -> None:
         """Tell the sampler of prompt tokens, for the repetition penalty."""
 
-    def sample(
-        self,
-        logits: Annotated[
-            NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ],
-        mask: Annotated[
-            NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)
-        ]
-        | None = None,
-    ) -> tuple[int, float, list[tuple[int, float]]]:
+    def sample(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], mask: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> tuple[int, float, list[tuple[int, float]]]:
         """
         Choose the next token and count it.
 
@@ -171,20 +148,14 @@ class Sampler:
             InvalidArgumentError: wrong sizes, or a mask that allows nothing.
         """
 
+def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is in a GGUF file, without loading it. See grebe.inspect."""
+
 class Model:
     """A loaded model; wrapped by grebe.Model."""
 
     @staticmethod
-    def load(
-        path: str | os.PathLike[str],
-        *,
-        backend: str,
-        n_threads: int,
-        kv_rounding: str,
-        kernels: str,
-        isa: str,
-        prefill_chunk: int,
-    ) -> Model:
+    def load(path: str | os.PathLike[str], *, backend: str, n_threads: int, kv_rounding: str, kernels: str, isa: str, prefill_chunk: int) -> Model:
         """Maps the file and starts the threads. Releases the GIL."""
 
     def config(self) -> dict[str, Any]:
@@ -206,6 +177,7 @@ class Model:
 
     @property
     def file_bytes(self) -> int: ...
+
     @property
     def scratch_bytes(self) -> int:
         """Scratch held by the engine now, without weights and sessions."""
@@ -220,13 +192,8 @@ class Model:
     def restore(self, snapshot: bytes | bytearray | memoryview) -> Session:
         """The inverse of Session.snapshot."""
 
-    def step(
-        self, inputs: list[tuple[Session, Any]], logits: str
-    ) -> numpy.typing.NDArray[numpy.float32]:
+    def step(self, inputs: list[tuple[Session, Any]], logits: str) -> numpy.typing.NDArray[numpy.float32]:
         """One pass for several sessions; f32[rows asked for, vocab_size]."""
-
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What is in a GGUF file, without loading it. See grebe.inspect."""
 
 def to_tokens(tokens: Any, vocab_size: int) -> list[int]:
     """Token ids as a list, checked; what every call does with its tokens."""
@@ -240,9 +207,7 @@ class Session:
     def decode(self, token: Any) -> None:
         """Appends one token."""
 
-    def evaluate(
-        self, tokens: Any, on_progress: Callable[[int, int], object] | None = None
-    ) -> numpy.typing.NDArray[numpy.float32]:
+    def evaluate(self, tokens: Any, on_progress: Callable[[int, int], object] | None = None) -> numpy.typing.NDArray[numpy.float32]:
         """
         Appends tokens; f32[n, vocab_size], row i for the position after tokens[i].
         """
@@ -262,6 +227,7 @@ class Session:
 
     @property
     def has_logits(self) -> bool: ...
+
     @property
     def tokens(self) -> list[int]:
         """The tokens that the state covers."""
@@ -272,6 +238,7 @@ class Session:
 
     @property
     def n_ctx(self) -> int: ...
+
     @property
     def n_bytes(self) -> int:
         """Bytes of KV state; blocks shared with forks count in each."""
@@ -283,87 +250,30 @@ class Session:
 def dtypes() -> list[str]:
     """Tensor types that a weight may have."""
 
-def dequantize(
-    dtype: str,
-    data: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    n_out: int,
-    n_in: int,
-    scale: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-    n_experts: int = 1,
-    i_expert: int = 0,
-) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")]:
+def dequantize(dtype: str, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], n_out: int, n_in: int, scale: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, n_experts: int = 1, i_expert: int = 0) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
     """f32[n_out, n_in] of one expert's rows, exactly."""
 
-def matmul(
-    x: Annotated[
-        NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
-    ],
-    dtype: str,
-    data: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-    n_out: int,
-    scale: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ]
-    | None = None,
-    *,
-    isa: str = "",
-    exact: bool = False,
-    n_threads: int = 1,
-) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C")]:
+def matmul(x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], dtype: str, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], n_out: int, scale: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, *, isa: str = '', exact: bool = False, n_threads: int = 1) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
     """f32[n, n_out] = x f32[n, n_in] times the transpose of a weight."""
 
-def f16_to_f32(
-    x: Annotated[
-        NDArray[numpy.uint16], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C")]: ...
-def f32_to_f16(
-    x: Annotated[
-        NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.uint16], dict(shape=(None,), order="C")]: ...
-def bf16_to_f32(
-    x: Annotated[
-        NDArray[numpy.uint16], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C")]: ...
-def f32_to_bf16(
-    x: Annotated[
-        NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.uint16], dict(shape=(None,), order="C")]: ...
-def e4m3_to_f32(
-    x: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C")]: ...
-def f32_to_e4m3(
-    x: Annotated[
-        NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C")]: ...
-def e8m0_to_f32(
-    x: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C")]: ...
-def e2m1_to_f32(
-    x: Annotated[
-        NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C")]: ...
-def f32_to_e2m1(
-    x: Annotated[
-        NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)
-    ],
-) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C")]: ...
+def f16_to_f32(x: Annotated[NDArray[numpy.uint16], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C')]: ...
+
+def f32_to_f16(x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint16], dict(shape=(None,), order='C')]: ...
+
+def bf16_to_f32(x: Annotated[NDArray[numpy.uint16], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C')]: ...
+
+def f32_to_bf16(x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint16], dict(shape=(None,), order='C')]: ...
+
+def e4m3_to_f32(x: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C')]: ...
+
+def f32_to_e4m3(x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C')]: ...
+
+def e8m0_to_f32(x: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C')]: ...
+
+def e2m1_to_f32(x: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C')]: ...
+
+def f32_to_e2m1(x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C')]: ...
+
 def available_isas() -> list[str]:
     """Kernel tables that this build has and this machine can run, best last."""
 
