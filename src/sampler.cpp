@@ -28,13 +28,15 @@ using Result = std::tuple<int32_t, double, std::vector<std::pair<int32_t, double
 
 Result sample(BoundSampler& self, const Logits& logits, const std::optional<Mask>& mask) {
   const std::span<const float> x(logits.data(), logits.size());
-  const std::span<const uint32_t> bits = mask ? std::span(mask->data(), mask->size()) : std::span<const uint32_t>();
+  const std::span<const uint32_t> bits =
+      mask ? std::span(mask->data(), mask->size()) : std::span<const uint32_t>();
   // An empty array is not "no mask": it allows nothing.
   if (mask && bits.empty()) throw InvalidArgument("sampling: the mask has 0 words");
   nb::gil_scoped_release release;
   const Sample sample = self.sampler.sample(x, bits);
   Result result{sample.token, sample.logprob, {}};
-  for (const TokenLogprob& entry : sample.top) std::get<2>(result).emplace_back(entry.token, entry.logprob);
+  for (const TokenLogprob& entry : sample.top)
+    std::get<2>(result).emplace_back(entry.token, entry.logprob);
   return result;
 }
 
@@ -47,7 +49,8 @@ void bind_sampler(nanobind::module_& m) {
   nb::class_<BoundSampler>(
       m,
       "Sampler",
-      "Chooses tokens of one generation: parameters, random state and the counts that penalties need. Not thread-safe.")
+      "Chooses tokens of one generation: parameters, random state and the counts that penalties "
+      "need. Not thread-safe.")
       .def(
           "__init__",
           [](BoundSampler* self,
@@ -63,7 +66,15 @@ void bind_sampler(nanobind::module_& m) {
              int32_t top_logprobs,
              int32_t vocab_size) {
             SamplingParams params{
-                temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, {}, seed,
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+                presence_penalty,
+                frequency_penalty,
+                {},
+                seed,
                 top_logprobs};
             if (logit_bias) params.logit_bias.assign(logit_bias->begin(), logit_bias->end());
             new (self) BoundSampler{Sampler(std::move(params), vocab_size), vocab_size};
@@ -84,8 +95,10 @@ void bind_sampler(nanobind::module_& m) {
           "    temperature: >= 0; 0 is the exact argmax, the lowest id on ties.\n"
           "    top_k: keep the k best tokens; 0 is off.\n"
           "    top_p: keep the best tokens that together reach this probability, in (0, 1].\n"
-          "    min_p: keep tokens of at least this share of the best one's probability, in [0, 1).\n"
-          "    repetition_penalty: > 0; divides positive, multiplies negative logits of tokens in prompt or output.\n"
+          "    min_p: keep tokens of at least this share of the best one's probability, in [0, "
+          "1).\n"
+          "    repetition_penalty: > 0; divides positive, multiplies negative logits of tokens in "
+          "prompt or output.\n"
           "    presence_penalty: subtracted once from tokens in the output.\n"
           "    frequency_penalty: subtracted from tokens in the output for every occurrence.\n"
           "    logit_bias: added to the logits, by token id.\n"
@@ -96,21 +109,25 @@ void bind_sampler(nanobind::module_& m) {
           "    InvalidArgumentError: names the parameter, its value and its range.")
       .def(
           "observe_prompt",
-          [](BoundSampler& self, nb::object ids) { self.sampler.observe_prompt(bind::to_tokens(ids, self.vocab_size)); },
+          [](BoundSampler& self, nb::object ids) {
+            self.sampler.observe_prompt(bind::to_tokens(ids, self.vocab_size));
+          },
           "ids"_a,
           nb::sig("def observe_prompt(self, ids: Sequence[int]) -> None"),
           "Tell the sampler of prompt tokens, for the repetition penalty.")
       .def(
           "sample",
           &sample,
-          "logits"_a,
-          "mask"_a = nb::none(),
+          "logits"_a.noconvert(),
+          "mask"_a.noconvert() = nb::none(),
           "Choose the next token and count it.\n\n"
           "Args:\n"
           "    logits: f32[vocab_size]; -inf excludes a token.\n"
-          "    mask: u32[(vocab_size + 31) // 32 or more], bit i of the whole allows token i; None allows all.\n\n"
+          "    mask: u32[(vocab_size + 31) // 32 or more], bit i of the whole allows token i; None "
+          "allows all.\n\n"
           "Returns:\n"
-          "    (token, log-probability, [(token, log-probability), ...] of the best top_logprobs tokens), the\n"
+          "    (token, log-probability, [(token, log-probability), ...] of the best top_logprobs "
+          "tokens), the\n"
           "    probabilities after bias and penalties, before temperature and truncation.\n\n"
           "Raises:\n"
           "    BackendError: a logit is NaN or +inf, or all are -inf.\n"

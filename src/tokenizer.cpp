@@ -15,31 +15,44 @@ using TokenizerPtr = std::shared_ptr<const Tokenizer>;
 
 nb::bytes to_bytes(std::string_view bytes) { return nb::bytes(bytes.data(), bytes.size()); }
 
-// str as UTF-8, bytes as they are. A str can hold halves of surrogate pairs (JSON allows "\ud83d"): pairs are joined, and
-// half of one becomes U+FFFD, because it has no UTF-8 and a request must not fail for it.
+// str as UTF-8, bytes as they are. A str can hold halves of surrogate pairs (JSON allows "\ud83d"):
+// pairs are joined, and half of one becomes U+FFFD, because it has no UTF-8 and a request must not
+// fail for it.
 std::string to_text(nb::handle text) {
-  if (PyBytes_Check(text.ptr())) return {PyBytes_AS_STRING(text.ptr()), static_cast<size_t>(PyBytes_GET_SIZE(text.ptr()))};
+  if (PyBytes_Check(text.ptr()))
+    return {PyBytes_AS_STRING(text.ptr()), static_cast<size_t>(PyBytes_GET_SIZE(text.ptr()))};
   if (!PyUnicode_Check(text.ptr())) {
-    throw InvalidArgument(std::string("text is of type ") + nb::type_name(text.type()).c_str() + "; expected str or bytes");
+    throw InvalidArgument(
+        std::string("text is of type ") + nb::type_name(text.type()).c_str() +
+        "; expected str or bytes");
   }
   Py_ssize_t size = 0;
-  if (const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size)) return {data, static_cast<size_t>(size)};
+  if (const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size))
+    return {data, static_cast<size_t>(size)};
   PyErr_Clear();
-  return nb::cast<std::string>(text.attr("encode")("utf-16", "surrogatepass").attr("decode")("utf-16", "replace"));
+  return nb::cast<std::string>(
+      text.attr("encode")("utf-16", "surrogatepass").attr("decode")("utf-16", "replace"));
 }
 
 std::string to_token_text(nb::handle text, const char* what) {
   if (!PyBytes_Check(text.ptr()) && !PyUnicode_Check(text.ptr())) {
-    throw InvalidArgument(std::string(what) + " holds a " + nb::type_name(text.type()).c_str() + "; expected str or bytes");
+    throw InvalidArgument(
+        std::string(what) + " holds a " + nb::type_name(text.type()).c_str() +
+        "; expected str or bytes");
   }
   return to_text(text);
 }
 
 TokenizerPtr from_spec(
-    nb::sequence tokens, const std::vector<int64_t>& types, nb::sequence merges, int32_t bos, int32_t eos) {
+    nb::sequence tokens,
+    const std::vector<int64_t>& types,
+    nb::sequence merges,
+    int32_t bos,
+    int32_t eos) {
   Tokenizer::Spec spec;
   for (nb::handle token : tokens) spec.tokens.push_back(to_token_text(token, "tokens"));
-  for (int64_t type : types) spec.types.push_back(static_cast<TokenType>(type < 1 || type > 6 ? 0 : type));
+  for (int64_t type : types)
+    spec.types.push_back(static_cast<TokenType>(type < 1 || type > 6 ? 0 : type));
   for (nb::handle merge : merges) {
     if (nb::len(merge) != 2) throw InvalidArgument("merges holds something else than pairs");
     spec.merges.emplace_back(to_token_text(merge[0], "merges"), to_token_text(merge[1], "merges"));
@@ -61,7 +74,8 @@ void bind_tokenizer(nanobind::module_& m) {
       m,
       "Tokenizer",
       "Byte-level BPE of DeepSeek V4: text to token ids and back. Immutable and thread-safe.\n\n"
-      "A model brings its own (``model.tokenizer``); ``from_file`` reads a Hugging Face tokenizer.json.")
+      "A model brings its own (``model.tokenizer``); ``from_file`` reads a Hugging Face "
+      "tokenizer.json.")
       .def_static(
           "from_spec",
           &from_spec,
@@ -72,7 +86,8 @@ void bind_tokenizer(nanobind::module_& m) {
           "eos"_a = 1,
           "Build from the arrays of a GGUF file.\n\n"
           "Args:\n"
-          "    tokens: by id; ordinary ones in the byte-level alphabet, special ones as their literal text.\n"
+          "    tokens: by id; ordinary ones in the byte-level alphabet, special ones as their "
+          "literal text.\n"
           "    types: by id: 1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte.\n"
           "    merges: (left, right) in the order of their rank.\n"
           "    bos: id of the token that begins a text.\n"
@@ -81,7 +96,9 @@ void bind_tokenizer(nanobind::module_& m) {
           "    FormatError: the arrays contradict each other.")
       .def_static(
           "from_file",
-          [](nb::object path) { return nb::module_::import_("grebe._tokenizer_json").attr("load")(path); },
+          [](nb::object path) {
+            return nb::module_::import_("grebe._tokenizer_json").attr("load")(path);
+          },
           "path"_a,
           nb::sig("def from_file(path: str | os.PathLike[str]) -> Tokenizer"),
           "Read a Hugging Face ``tokenizer.json`` with DeepSeek V4's pre-tokenizer.\n\n"
@@ -101,8 +118,10 @@ void bind_tokenizer(nanobind::module_& m) {
           nb::sig("def encode(self, text: str | bytes, allow_special: bool = False) -> list[int]"),
           "Token ids of a text; never adds bos or eos.\n\n"
           "Args:\n"
-          "    text: str, or bytes that need not be valid UTF-8. Half of a surrogate pair counts as U+FFFD.\n"
-          "    allow_special: whether the text of a special token stands for that token. Leave it off for anything that\n"
+          "    text: str, or bytes that need not be valid UTF-8. Half of a surrogate pair counts "
+          "as U+FFFD.\n"
+          "    allow_special: whether the text of a special token stands for that token. Leave it "
+          "off for anything that\n"
           "        a user or a tool wrote: there it is ordinary text.")
       .def(
           "decode",
@@ -135,8 +154,13 @@ void bind_tokenizer(nanobind::module_& m) {
           },
           "text"_a,
           nb::sig("def find(self, text: str | bytes) -> int | None"),
-          "Id of the token whose text is exactly this (special tokens first), None when there is none.")
-      .def("is_special", &Tokenizer::is_special, "id"_a, "Whether the token is control, user defined or unused.")
+          "Id of the token whose text is exactly this (special tokens first), None when there is "
+          "none.")
+      .def(
+          "is_special",
+          &Tokenizer::is_special,
+          "id"_a,
+          "Whether the token is control, user defined or unused.")
       .def(
           "stream",
           [](TokenizerPtr self) { return TextStream(std::move(self)); },
@@ -152,7 +176,15 @@ void bind_tokenizer(nanobind::module_& m) {
   nb::class_<TextStream>(
       m,
       "TextStream",
-      "Decodes tokens one by one to text that is valid at every step: a character cut by a token's end waits for the rest.")
-      .def("push", &TextStream::push, "id"_a, "Text that became complete with this token, possibly empty.")
-      .def("finish", &TextStream::finish, "What was held back, as U+FFFD. The stream can be used again.");
+      "Decodes tokens one by one to text that is valid at every step: a character cut by a token's "
+      "end waits for the rest.")
+      .def(
+          "push",
+          &TextStream::push,
+          "id"_a,
+          "Text that became complete with this token, possibly empty.")
+      .def(
+          "finish",
+          &TextStream::finish,
+          "What was held back, as U+FFFD. The stream can be used again.");
 }

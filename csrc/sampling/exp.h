@@ -1,5 +1,6 @@
-// exp() of float arrays in plain loops that compilers vectorise: only exact IEEE operations in a fixed order, so the result is
-// the same on every machine (libm's exp is not), which seeded sampling relies on. Compile with -ffp-contract=off.
+// exp() of float arrays in plain loops that compilers vectorise: only exact IEEE operations in a
+// fixed order, so the result is the same on every machine (libm's exp is not), which seeded
+// sampling relies on. Compile with -ffp-contract=off.
 #pragma once
 
 #include <bit>
@@ -11,11 +12,13 @@ namespace grebe {
 
 /// exp(x) for x <= 0, relative error below 3e-7; exactly 1 at 0, exactly 0 below -87 and at -inf.
 inline float exp_nonpositive(float x) {
-  // Comparing magnitudes as integers: a floating-point select may trap, which keeps gcc from vectorising the loop (3x slower).
+  // Comparing magnitudes as integers: a floating-point select may trap, which keeps gcc from
+  // vectorising the loop (3x slower).
   constexpr int32_t kLimit = std::bit_cast<int32_t>(87.0f);  // e^-87 is still a normal float
   const int32_t magnitude = std::bit_cast<int32_t>(x) & INT32_MAX;
   const float clamped = -std::bit_cast<float>(magnitude < kLimit ? magnitude : kLimit);
-  // x = n ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer in the low mantissa bits.
+  // x = n ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer in the low mantissa
+  // bits.
   constexpr float kRound = 12582912.0f;
   const float shifted = clamped * 1.44269504f + kRound;
   const float n = shifted - kRound;
@@ -33,8 +36,8 @@ inline float exp_nonpositive(float x) {
   return std::bit_cast<float>((std::bit_cast<int32_t>(p) + exponent) & keep);
 }
 
-/// Sum over i of exp((x[i] - max) * scale), every x[i] <= max; the terms go to `out` unless it is null. Adds in lanes, block
-/// by block: the order is part of the result.
+/// Sum over i of exp((x[i] - max) * scale), every x[i] <= max; the terms go to `out` unless it is
+/// null. Adds in lanes, block by block: the order is part of the result.
 inline double sum_exp(const float* x, size_t n, float max, float scale, float* out) {
   constexpr size_t kLanes = 8, kBlock = 256;
   double lanes[kLanes] = {};

@@ -1,7 +1,9 @@
-// Sampling in a few passes over the logits. None of them sorts the vocabulary: a token's weight is exp of its scaled logit, so
-// every truncation is a cut in the order of the logits, found by partial selection among the few tokens that can matter.
+// Sampling in a few passes over the logits. None of them sorts the vocabulary: a token's weight is
+// exp of its scaled logit, so every truncation is a cut in the order of the logits, found by a
+// radix search among the tokens that can matter.
 //
-// Draws must be equal on all machines: weights come from exp.h and sums run in a fixed order (by id) or in integers.
+// Draws must be equal on all machines: weights come from exp.h and sums run in a fixed order (by
+// id) or in integers.
 
 #include "sampling/sampler.h"
 
@@ -22,7 +24,8 @@ namespace grebe {
 namespace {
 
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
-constexpr size_t kBlock = 64;    // logits per entry of block_max_: 2020 blocks at 129,280 tokens, more than any usual top_k
+// Logits per entry of block_max_: 2020 blocks at 129,280 tokens, more than any usual top_k.
+constexpr size_t kBlock = 64;
 constexpr size_t kChunk = 1024;  // weights per entry of chunk_sums_
 
 std::string shown(double value) {
@@ -32,19 +35,22 @@ std::string shown(double value) {
 }
 
 void require(bool ok, const char* name, double value, const char* range) {
-  if (!ok) throw InvalidArgument(std::string("sampling: ") + name + " is " + shown(value) + "; expected " + range);
+  if (!ok) {
+    throw InvalidArgument(
+        std::string("sampling: ") + name + " is " + shown(value) + "; expected " + range);
+  }
 }
 
 void require_token(int32_t token, int32_t vocab_size, const char* where) {
   if (token < 0 || token >= vocab_size) {
     throw InvalidArgument(
-        std::string("sampling: ") + where + " has token id " + std::to_string(token) + "; expected 0 to " +
-        std::to_string(vocab_size - 1));
+        std::string("sampling: ") + where + " has token id " + std::to_string(token) +
+        "; expected 0 to " + std::to_string(vocab_size - 1));
   }
 }
 
-// Bits of a float as an integer of the same order. NaN comes out above +inf or below -inf. Integers, because the compiler may
-// not vectorise comparisons of floats.
+// Bits of a float as an integer of the same order. NaN comes out above +inf or below -inf.
+// Integers, because the compiler may not vectorise comparisons of floats.
 int32_t order_key(float x) {
   const int32_t bits = std::bit_cast<int32_t>(x);
   return bits ^ ((bits >> 31) & INT32_MAX);
@@ -53,11 +59,44 @@ float from_order_key(int32_t key) { return std::bit_cast<float>(key ^ ((key >> 3
 
 // A changed logit stays finite (or -inf): a bias of 1e300 means "always", not a fault.
 float narrowed(double x) {
-  return static_cast<float>(x == -std::numeric_limits<double>::infinity() ? x : std::clamp<double>(x, -FLT_MAX, FLT_MAX));
+  return static_cast<float>(
+      x == -std::numeric_limits<double>::infinity() ? x : std::clamp<double>(x, -FLT_MAX, FLT_MAX));
 }
 
 auto better_in(std::span<const float> x) {
   return [x](int32_t a, int32_t b) { return x[a] > x[b] || (x[a] == x[b] && a < b); };
+}
+
+// Of the shortest row of best tokens whose masses add up to `target` the last; the worst token when
+// all fall short. `ids` ascend and are used up. A radix search over the logits' bits, highest
+// first: three passes over what is still undecided, and integer sums, so neither the cost nor the
+// result depends on how the logits are distributed or ordered.
+template <class Mass>
+int32_t last_kept(std::span<const float> x, std::vector<int32_t>& ids, uint64_t target, Mass mass) {
+  constexpr int kDigit = 11;
+  constexpr uint32_t kDigits = 1 << kDigit;
+  uint64_t before = 0;  // mass of tokens that are better than all of `ids`
+  for (int shift = 2 * kDigit; shift >= 0; shift -= kDigit) {
+    const auto digit = [&](int32_t id) {
+      const auto key =
+          static_cast<uint32_t>(order_key(x[id] + 0.0f)) ^ 0x80000000u;  // + 0 makes -0 equal to 0
+      return key >> shift & (kDigits - 1);
+    };
+    std::array<uint64_t, kDigits> sums{};
+    uint32_t lowest = kDigits - 1;
+    for (int32_t id : ids) {
+      const uint32_t d = digit(id);
+      sums[d] += mass(id);
+      lowest = std::min(lowest, d);
+    }
+    uint32_t chosen = kDigits - 1;
+    for (; chosen > lowest && before + sums[chosen] < target; --chosen) before += sums[chosen];
+    std::erase_if(ids, [&](int32_t id) { return digit(id) != chosen; });
+  }
+  // Equal logits are left: the lowest id is the best.
+  size_t i = 0;
+  while (i + 1 < ids.size() && (before += mass(ids[i])) < target) ++i;
+  return ids[i];
 }
 
 uint64_t mix(uint64_t z) {  // the finalizer of SplitMix64 [Steele 2014]
@@ -74,10 +113,15 @@ double uniform(uint64_t seed, uint64_t n) {
 
 }  // namespace
 
-Sampler::Sampler(SamplingParams params, int32_t vocab_size) : params_(std::move(params)), vocab_size_(vocab_size) {
+Sampler::Sampler(SamplingParams params, int32_t vocab_size)
+    : params_(std::move(params)), vocab_size_(vocab_size) {
   const SamplingParams& p = params_;
   require(vocab_size > 0, "vocab_size", vocab_size, "vocab_size > 0");
-  require(std::isfinite(p.temperature) && p.temperature >= 0, "temperature", p.temperature, "temperature >= 0, finite");
+  require(
+      std::isfinite(p.temperature) && p.temperature >= 0,
+      "temperature",
+      p.temperature,
+      "temperature >= 0, finite");
   require(p.top_k >= 0, "top_k", static_cast<double>(p.top_k), "top_k >= 0 (0: off)");
   require(p.top_p > 0 && p.top_p <= 1, "top_p", p.top_p, "0 < top_p <= 1");
   require(p.min_p >= 0 && p.min_p < 1, "min_p", p.min_p, "0 <= min_p < 1");
@@ -86,9 +130,18 @@ Sampler::Sampler(SamplingParams params, int32_t vocab_size) : params_(std::move(
       "repetition_penalty",
       p.repetition_penalty,
       "repetition_penalty > 0, finite");
-  require(std::isfinite(p.presence_penalty), "presence_penalty", p.presence_penalty, "a finite number");
-  require(std::isfinite(p.frequency_penalty), "frequency_penalty", p.frequency_penalty, "a finite number");
-  require(p.top_logprobs >= 0 && p.top_logprobs <= 1000, "top_logprobs", p.top_logprobs, "0 <= top_logprobs <= 1000");
+  require(
+      std::isfinite(p.presence_penalty), "presence_penalty", p.presence_penalty, "a finite number");
+  require(
+      std::isfinite(p.frequency_penalty),
+      "frequency_penalty",
+      p.frequency_penalty,
+      "a finite number");
+  require(
+      p.top_logprobs >= 0 && p.top_logprobs <= 1000,
+      "top_logprobs",
+      p.top_logprobs,
+      "0 <= top_logprobs <= 1000");
   for (const auto& [token, bias] : p.logit_bias) {
     require_token(token, vocab_size, "logit_bias");
     require(std::isfinite(bias), "logit_bias", bias, "finite numbers");
@@ -169,63 +222,44 @@ double Sampler::weigh(std::span<const float> x, float scale) {
   chunk_sums_.clear();
   double total = 0;
   for (size_t begin = 0; begin < x.size(); begin += kChunk) {
-    chunk_sums_.push_back(sum_exp(x.data() + begin, std::min(kChunk, x.size() - begin), max_, scale, nullptr));
+    chunk_sums_.push_back(
+        sum_exp(x.data() + begin, std::min(kChunk, x.size() - begin), max_, scale, nullptr));
     total += chunk_sums_.back();
   }
   return total;
 }
 
-// order_ = the k best tokens, in no particular order; fewer when the others are excluded.
+// ids_ = the k best tokens, ascending; fewer when the others are excluded.
 void Sampler::select_top(std::span<const float> x, size_t k) {
-  // k blocks have a maximum of at least `bound`, so at least k tokens do, and none below it is among the k best.
+  // k blocks have a maximum of at least `bound`, so at least k tokens do, and none below it is
+  // among the k best.
   float bound = -FLT_MAX;
   if (k < block_max_.size()) {
     bounds_ = block_max_;
     std::nth_element(bounds_.begin(), bounds_.begin() + (k - 1), bounds_.end(), std::greater<>());
     bound = std::max(bound, bounds_[k - 1]);
   }
-  order_.clear();
+  ids_.clear();
   for (size_t block = 0; block < block_max_.size(); ++block) {
     if (block_max_[block] < bound) continue;
     const size_t end = std::min((block + 1) * kBlock, x.size());
     for (size_t i = block * kBlock; i < end; ++i) {
-      if (x[i] >= bound) order_.push_back(static_cast<int32_t>(i));
+      if (x[i] >= bound) ids_.push_back(static_cast<int32_t>(i));
     }
   }
-  if (order_.size() > k) {
-    std::nth_element(order_.begin(), order_.begin() + k, order_.end(), better_in(x));
-    order_.resize(k);
-  }
+  if (ids_.size() > k) keep_best(x, k, [](int32_t) { return 1; });
 }
 
-// Reduces ids_ to its best tokens that together reach `mass` (all of them when they do not). Halves the range that holds the
-// last token kept; which tokens a half holds is unique, and integer sums do not depend on the order inside.
-void Sampler::keep_nucleus(std::span<const float> x, float scale, double mass) {
-  constexpr double kUnit = 0x1p44;  // 2^44 * 129,280 tokens < 2^61
-  order_ = ids_;
-  const auto target = static_cast<uint64_t>(std::ceil(mass * kUnit));
-  uint64_t before = 0;
-  size_t low = 0, high = order_.size();
-  while (high - low > 1) {
-    const size_t middle = low + (high - low) / 2;
-    std::nth_element(order_.begin() + low, order_.begin() + middle, order_.begin() + high, better_in(x));
-    uint64_t sum = before;
-    for (size_t i = low; i < middle; ++i) {
-      sum += static_cast<uint64_t>(static_cast<double>(exp_nonpositive((x[order_[i]] - max_) * scale)) * kUnit);
-    }
-    if (sum >= target) {
-      high = middle;
-    } else {
-      low = middle;
-      before = sum;
-    }
-  }
-  const int32_t last = order_[low];
-  const auto better = better_in(x);
-  std::erase_if(ids_, [&](int32_t id) { return better(last, id); });
+// Reduces ids_ to its best tokens that together reach `target`.
+template <class Mass>
+void Sampler::keep_best(std::span<const float> x, uint64_t target, Mass mass) {
+  undecided_ = ids_;
+  const int32_t last = last_kept(x, undecided_, target, mass);
+  std::erase_if(ids_, [&, better = better_in(x)](int32_t id) { return better(last, id); });
 }
 
-int32_t Sampler::draw_untruncated(std::span<const float> x, float scale, double u, double total) const {
+int32_t Sampler::draw_untruncated(
+    std::span<const float> x, float scale, double u, double total) const {
   double rest = u * total;
   size_t chunk = 0;
   while (chunk + 1 < chunk_sums_.size() && rest >= chunk_sums_[chunk]) rest -= chunk_sums_[chunk++];
@@ -249,23 +283,25 @@ int32_t Sampler::draw(std::span<const float> x, double sum) {
   const auto scale = static_cast<float>(std::clamp(1 / params_.temperature, 1e-30, 1e30));
   const double u = uniform(params_.seed, n_draws_);
   const bool has_top_k = params_.top_k > 0 && params_.top_k < vocab_size_;
-  const auto weight = [&](int32_t id) { return static_cast<double>(exp_nonpositive((x[id] - max_) * scale)); };
+  const auto weight = [&](int32_t id) {
+    return static_cast<double>(exp_nonpositive((x[id] - max_) * scale));
+  };
 
   double total = 0;
   if (has_top_k) {
     select_top(x, static_cast<size_t>(params_.top_k));
-    ids_ = order_;
-    std::sort(ids_.begin(), ids_.end());
     for (int32_t id : ids_) total += weight(id);
   } else {
     total = scale == 1 ? sum : weigh(x, scale);
     if (params_.top_p == 1 && params_.min_p == 0) return draw_untruncated(x, scale, u, total);
-    // Tokens below `floor` together weigh less than the (1 - top_p) that the nucleus leaves out, so they cannot be in it. The
-    // factor covers the rounding of exp; what min_p excludes is checked exactly below.
+    // Tokens below `floor` together weigh less than the (1 - top_p) that the nucleus leaves out, so
+    // they cannot be in it. The factor covers the rounding of exp; what min_p excludes is checked
+    // exactly below.
     const double floor = 0.999 * std::max(params_.min_p, (1 - params_.top_p) * total / vocab_size_);
     ids_.clear();
     for (size_t block = 0; block < block_max_.size(); ++block) {
-      if (static_cast<double>(exp_nonpositive((block_max_[block] - max_) * scale)) < floor) continue;
+      if (static_cast<double>(exp_nonpositive((block_max_[block] - max_) * scale)) < floor)
+        continue;
       const size_t end = std::min((block + 1) * kBlock, x.size());
       for (size_t i = block * kBlock; i < end; ++i) {
         const auto id = static_cast<int32_t>(i);
@@ -273,18 +309,27 @@ int32_t Sampler::draw(std::span<const float> x, double sum) {
       }
     }
   }
-  if (params_.top_p < 1) keep_nucleus(x, scale, params_.top_p * total);
-  if (params_.min_p > 0) std::erase_if(ids_, [&](int32_t id) { return weight(id) < params_.min_p; });
+  if (params_.top_p < 1 && !ids_.empty()) {
+    // A weight is at most 1: the sum of all fits 62 bits.
+    const double unit = std::ldexp(1.0, 62 - std::bit_width(static_cast<uint32_t>(vocab_size_)));
+    const auto target = static_cast<uint64_t>(std::ceil(params_.top_p * total * unit));
+    keep_best(x, target, [&](int32_t id) { return static_cast<uint64_t>(weight(id) * unit); });
+  }
+  if (params_.min_p > 0)
+    std::erase_if(ids_, [&](int32_t id) { return weight(id) < params_.min_p; });
 
+  weights_.clear();
   double kept = 0;
-  for (int32_t id : ids_) kept += weight(id);
+  for (int32_t id : ids_) {
+    weights_.push_back(weight(id));
+    kept += weights_.back();
+  }
   double rest = u * kept;
   int32_t token = -1;
-  for (int32_t id : ids_) {
-    if (weight(id) == 0) continue;
-    token = id;
-    rest -= weight(id);
-    if (rest < 0) break;
+  for (size_t i = 0; i < ids_.size() && rest >= 0; ++i) {
+    if (weights_[i] == 0) continue;
+    token = ids_[i];
+    rest -= weights_[i];
   }
   return token;
 }
@@ -293,7 +338,8 @@ Sample Sampler::sample(std::span<const float> logits, std::span<const uint32_t> 
   const auto vocab_size = static_cast<size_t>(vocab_size_);
   if (logits.size() != vocab_size) {
     throw InvalidArgument(
-        "sampling: there are " + std::to_string(logits.size()) + " logits; expected " + std::to_string(vocab_size));
+        "sampling: there are " + std::to_string(logits.size()) + " logits; expected " +
+        std::to_string(vocab_size));
   }
   if (!mask.empty() && mask.size() < (vocab_size + 31) / 32) {
     throw InvalidArgument(
@@ -311,20 +357,23 @@ Sample Sampler::sample(std::span<const float> logits, std::span<const uint32_t> 
 
   const double sum = weigh(x, 1);
   const double log_sum = std::log(sum);
-  const auto logprob = [&](int32_t id) { return static_cast<double>(x[id]) - static_cast<double>(max_) - log_sum; };
+  const auto logprob = [&](int32_t id) {
+    return static_cast<double>(x[id]) - static_cast<double>(max_) - log_sum;
+  };
 
   Sample result;
   if (params_.temperature == 0) {
     const auto block = std::find(block_max_.begin(), block_max_.end(), max_) - block_max_.begin();
-    result.token = static_cast<int32_t>(std::find(x.begin() + block * kBlock, x.end(), max_) - x.begin());
+    result.token =
+        static_cast<int32_t>(std::find(x.begin() + block * kBlock, x.end(), max_) - x.begin());
   } else {
     result.token = draw(x, sum);
   }
   result.logprob = logprob(result.token);
   if (params_.top_logprobs > 0) {
     select_top(x, std::min(static_cast<size_t>(params_.top_logprobs), vocab_size));
-    std::sort(order_.begin(), order_.end(), better_in(x));
-    for (int32_t id : order_) result.top.push_back({id, logprob(id)});
+    std::sort(ids_.begin(), ids_.end(), better_in(x));
+    for (int32_t id : ids_) result.top.push_back({id, logprob(id)});
   }
   ++n_draws_;
   count(result.token, /*in_output=*/true);

@@ -9,11 +9,12 @@
 namespace grebe {
 
 struct SamplingParams {
-  double temperature = 0.0;  ///< 0: greedy, the exact argmax, lowest id on ties
-  int64_t top_k = 0;         ///< 0: off
-  double top_p = 1.0;        ///< (0, 1]
-  double min_p = 0.0;        ///< [0, 1)
-  double repetition_penalty = 1.0;  ///< > 0; divides positive and multiplies negative logits of tokens seen in prompt or output
+  double temperature = 0.0;         ///< 0: greedy, the exact argmax, lowest id on ties
+  int64_t top_k = 0;                ///< 0: off
+  double top_p = 1.0;               ///< (0, 1]
+  double min_p = 0.0;               ///< [0, 1)
+  double repetition_penalty = 1.0;  ///< > 0; divides positive and multiplies negative logits of
+                                    ///< tokens seen in prompt or output
   double presence_penalty = 0.0;    ///< subtracted once from tokens seen in the output
   double frequency_penalty = 0.0;   ///< subtracted per occurrence in the output
   std::vector<std::pair<int32_t, double>> logit_bias;
@@ -28,26 +29,32 @@ struct TokenLogprob {
 
 struct Sample {
   int32_t token;
-  double logprob;  ///< of the chosen token under softmax(logits) before temperature and truncation, after bias and penalties
+  double logprob;  ///< of the chosen token under softmax(logits) before temperature and truncation,
+                   ///< after bias and penalties
   std::vector<TokenLogprob> top;  ///< descending, lowest id first on ties
 };
 
-/// One generation's sampler: parameters, random state and the counts that penalties need. Not thread-safe.
+/// One generation's sampler: parameters, random state and the counts that penalties need. Not
+/// thread-safe.
 ///
-/// Order: mask, logit_bias, repetition, frequency and presence penalty on the logits; their log-softmax is what is reported;
-/// then temperature, top_k, top_p, min_p and the draw. Each truncation keeps the best tokens (by logit, then lowest id).
+/// Order: mask, logit_bias, repetition, frequency and presence penalty on the logits; their
+/// log-softmax is what is reported; then temperature, top_k, top_p, min_p and the draw. Each
+/// truncation keeps the best tokens (by logit, then lowest id).
 class Sampler {
  public:
-  /// Throws InvalidArgument naming the parameter, its value and its range. vocab_size bounds ids in logit_bias.
+  /// Throws InvalidArgument naming the parameter, its value and its range. vocab_size bounds ids in
+  /// logit_bias.
   Sampler(SamplingParams params, int32_t vocab_size);
 
-  /// Tells the sampler of prompt tokens (for the repetition penalty). Throws InvalidArgument for an id out of range.
+  /// Tells the sampler of prompt tokens (for the repetition penalty). Throws InvalidArgument for an
+  /// id out of range.
   void observe_prompt(std::span<const int32_t> tokens);
-  /// Chooses the next token from f32[vocab] and counts it. mask: u32 bit set, bit set = allowed, empty = all allowed
-  /// (at least (vocab + 31) / 32 words). Throws BackendError when a logit is NaN or +inf or when all are -inf, InvalidArgument
-  /// when the mask allows nothing; the sampler is then as before the call. -inf excludes a token; excluded tokens never appear
-  /// in `top`, which may therefore be shorter than asked.
-  /// Seeded draws are equal across runs and platforms: a counter-based generator keyed by (seed, number of draws).
+  /// Chooses the next token from f32[vocab] and counts it. mask: u32 bit set, bit set = allowed,
+  /// empty = all allowed (at least (vocab + 31) / 32 words). Throws BackendError when a logit is
+  /// NaN or +inf or when all are -inf, InvalidArgument when the mask allows nothing; the sampler is
+  /// then as before the call. -inf excludes a token; excluded tokens never appear in `top`, which
+  /// may therefore be shorter than asked. Seeded draws are equal across runs and platforms: a
+  /// counter-based generator keyed by (seed, number of draws).
   Sample sample(std::span<const float> logits, std::span<const uint32_t> mask);
 
  private:
@@ -56,7 +63,8 @@ class Sampler {
   void adjust(std::span<const float> logits, std::span<const uint32_t> mask);
   double weigh(std::span<const float> x, float scale);
   void select_top(std::span<const float> x, size_t k);
-  void keep_nucleus(std::span<const float> x, float scale, double mass);
+  template <class Mass>
+  void keep_best(std::span<const float> x, uint64_t target, Mass mass);
   int32_t draw(std::span<const float> x, double sum);
   int32_t draw_untruncated(std::span<const float> x, float scale, double u, double total) const;
 
@@ -69,12 +77,13 @@ class Sampler {
   std::vector<int32_t> seen_;
   // Scratch of one call.
   float max_ = 0;
-  std::vector<float> work_;         // adjusted logits
-  std::vector<float> block_max_;    // by block of kBlock logits
+  std::vector<float> work_;       // adjusted logits
+  std::vector<float> block_max_;  // by block of kBlock logits
   std::vector<float> bounds_;
   std::vector<double> chunk_sums_;  // by chunk of kChunk weights
-  std::vector<int32_t> ids_;        // candidates
-  std::vector<int32_t> order_;
+  std::vector<int32_t> ids_;        // candidates, ascending
+  std::vector<double> weights_;     // of ids_
+  std::vector<int32_t> undecided_;
 };
 
 }  // namespace grebe

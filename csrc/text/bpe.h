@@ -16,7 +16,9 @@ class MergeTable {
   static constexpr uint32_t kNoRank = UINT32_MAX;
 
   explicit MergeTable(size_t n_merges)
-      : slots_(std::bit_ceil(2 * n_merges + 2)), shift_(64 - std::countr_zero(slots_.size())), merged_(n_merges) {}
+      : slots_(std::bit_ceil(2 * n_merges + 2)),
+        shift_(64 - std::countr_zero(slots_.size())),
+        merged_(n_merges) {}
 
   /// A repeated pair takes the later rank, as in the reference.
   void insert(int32_t left, int32_t right, uint32_t rank, int32_t merged) {
@@ -35,7 +37,8 @@ class MergeTable {
   };
 
   size_t find(int32_t left, int32_t right) const {
-    const uint64_t key = static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+    const uint64_t key =
+        static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
     size_t i = static_cast<size_t>((key ^ key >> 29) * 0x9E3779B97F4A7C15u >> shift_);
     while (slots_[i].rank != kNoRank && (slots_[i].left != left || slots_[i].right != right)) {
       i = (i + 1) & (slots_.size() - 1);
@@ -48,11 +51,12 @@ class MergeTable {
   std::vector<int32_t> merged_;  // by rank
 };
 
-/// Positions by rank, lowest rank first. Buckets with a two-level bitmap: constant time per operation where a heap of a million
-/// entries misses the cache at every level.
+/// Positions by rank, lowest rank first. Buckets with a two-level bitmap: constant time per
+/// operation where a heap of a million entries misses the cache at every level.
 class RankQueue {
  public:
-  explicit RankQueue(size_t n_ranks) : heads_(n_ranks, -1), used_(n_ranks / 64 + 1), used_words_(n_ranks / 4096 + 1) {}
+  explicit RankQueue(size_t n_ranks)
+      : heads_(n_ranks, -1), used_(n_ranks / 64 + 1), used_words_(n_ranks / 4096 + 1) {}
 
   void push(uint32_t rank, int32_t pos) {
     int32_t node = free_;
@@ -68,7 +72,8 @@ class RankQueue {
     used_words_[rank / 4096] |= uint64_t{1} << rank / 64 % 64;
   }
 
-  /// Removes all positions of the lowest rank and returns them in ascending order; false when the queue is empty.
+  /// Removes all positions of the lowest rank and returns them in ascending order; false when the
+  /// queue is empty.
   bool take(uint32_t& rank, std::vector<int32_t>& positions) {
     size_t top = 0;
     while (top < used_words_.size() && used_words_[top] == 0) ++top;
@@ -84,7 +89,8 @@ class RankQueue {
       node = next;
     }
     std::reverse(positions.begin(), positions.end());  // mostly pushed in ascending order
-    if (!std::is_sorted(positions.begin(), positions.end())) std::sort(positions.begin(), positions.end());
+    if (!std::is_sorted(positions.begin(), positions.end()))
+      std::sort(positions.begin(), positions.end());
     heads_[rank] = -1;
     used_[word] &= used_[word] - 1;
     if (used_[word] == 0) used_words_[top] &= used_words_[top] - 1;
@@ -102,8 +108,8 @@ class RankQueue {
   int32_t free_ = -1;
 };
 
-/// Applies merges to one piece: always the pair of lowest rank, leftmost among equals. Holds scratch memory; one per call
-/// of encode.
+/// Applies merges to one piece: always the pair of lowest rank, leftmost among equals. Holds
+/// scratch memory; one per call of encode.
 class BpeMerger {
  public:
   explicit BpeMerger(const MergeTable& table) : table_(table) {}
@@ -119,7 +125,8 @@ class BpeMerger {
 
  private:
   static constexpr uint32_t kNoRank = MergeTable::kNoRank;
-  // Up to here scanning all ranks for the lowest beats the queue (measured on Chinese text, whose pieces are whole clauses).
+  // Up to here scanning all ranks for the lowest beats the queue (measured on Chinese text, whose
+  // pieces are whole clauses).
   static constexpr size_t kShort = 96;
 
   void merge_short(std::vector<int32_t>& ids) {
@@ -143,8 +150,9 @@ class BpeMerger {
     ids.resize(n);
   }
 
-  // A linked list of symbols: linear for a megabyte without a break. A queue entry is stale when the pair at its position has
-  // changed since; then the rank there differs, because a changed pair spells a longer text.
+  // A linked list of symbols: linear for a megabyte without a break. A queue entry is stale when
+  // the pair at its position has changed since; then the rank there differs, because a changed pair
+  // spells a longer text.
   void merge_long(std::vector<int32_t>& ids) {
     const auto n = static_cast<int32_t>(ids.size());
     if (!queue_) queue_.emplace(table_.size());
@@ -170,7 +178,8 @@ class BpeMerger {
         if (symbol.next >= 0) symbols_[symbol.next].previous = i;
         uint32_t created = update(i);
         if (symbol.previous >= 0) created = std::min(created, update(symbol.previous));
-        if (created < rank) {  // unusual merge lists: the new pair comes first, then the rest of these
+        if (created <
+            rank) {  // unusual merge lists: the new pair comes first, then the rest of these
           while (++k < positions_.size()) queue_->push(rank, positions_[k]);
         }
       }
@@ -181,7 +190,8 @@ class BpeMerger {
 
   struct Symbol {
     int32_t id, previous, next;
-    uint32_t rank;  // of the pair (this, next); kNoRank when there is none or this symbol was merged away
+    uint32_t rank;  // of the pair (this, next); kNoRank when there is none or this symbol was
+                    // merged away
   };
   const MergeTable& table_;
   std::optional<RankQueue> queue_;

@@ -2,16 +2,20 @@
 //
 //   1. \p{N}{1,3}
 //   2. [一-龥 U+3040-U+309F U+30A0-U+30FF]+
-//   3. [!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+      ASCII punctuation takes the ASCII letters after it
-//      |[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+                 a word, with one other character in front (mostly a space)
-//      | ?[\p{P}\p{S}]+[\r\n]*                               punctuation, with a space in front and line ends behind
+//   3. [!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+      ASCII punctuation takes the ASCII
+//   letters after it
+//      |[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+                 a word, with one other character in
+//      front (mostly a space) | ?[\p{P}\p{S}]+[\r\n]*                               punctuation,
+//      with a space in front and line ends behind
 //      |\s*[\r\n]+                                           white space up to its last line end
-//      |\s+(?!\S)                                            white space, less the last one when something follows
+//      |\s+(?!\S)                                            white space, less the last one when
+//      something follows
 //      |\s+
 //
-// Splits 1 and 2 cut the text into segments of digits, of CJK and of the rest (the classes are disjoint). A digit segment
-// passes split 3 whole; the others are searched by it one by one, so a segment's end is the end of text to its lookahead.
-// What no alternative matches (control, format and unassigned characters) forms a piece up to the next match.
+// Splits 1 and 2 cut the text into segments of digits, of CJK and of the rest (the classes are
+// disjoint). A digit segment passes split 3 whole; the others are searched by it one by one, so a
+// segment's end is the end of text to its lookahead. What no alternative matches (control, format
+// and unassigned characters) forms a piece up to the next match.
 
 #include "text/pretokenize.h"
 
@@ -23,7 +27,8 @@ namespace {
 bool is_ascii_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
 bool is_ascii_punct(char c) {
-  return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') || (c >= '{' && c <= '~');
+  return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') ||
+         (c >= '{' && c <= '~');
 }
 
 }  // namespace
@@ -39,7 +44,8 @@ inline PieceScanner::Char PieceScanner::any_char(size_t i) const {
 
 inline PieceScanner::Char PieceScanner::segment_char(size_t i) const {
   const Char c = any_char(i);
-  const bool inside = cjk_segment_ ? (c.char_class & kCjk) != 0 : (c.char_class & (kNumber | kCjk)) == 0;
+  const bool inside =
+      cjk_segment_ ? (c.char_class & kCjk) != 0 : (c.char_class & (kNumber | kCjk)) == 0;
   return inside ? c : Char{0, 0};
 }
 
@@ -48,8 +54,9 @@ inline size_t PieceScanner::skip(size_t i, uint8_t class_mask) const {
   return i;
 }
 
-// End of the match of split 3 that begins at i; i when there is none. Only runs that end up in the match are longer than
-// one character of lookahead, except white space, of which at most one character is left behind: linear time.
+// End of the match of split 3 that begins at i; i when there is none. Only runs that end up in the
+// match are longer than one character of lookahead, except white space, of which at most one
+// character is left behind: linear time.
 size_t PieceScanner::match(size_t i) const {
   const Char c = segment_char(i);
   if (c.length == 0) return i;
@@ -72,7 +79,8 @@ size_t PieceScanner::match(size_t i) const {
   if (after_punct > after_space) return skip(after_punct, kNewline);
 
   if (!(c.char_class & kSpace)) return i;
-  size_t end = i, last = i, after_newline = i;  // of the run, its last character, behind its last line end
+  size_t end = i, last = i,
+         after_newline = i;  // of the run, its last character, behind its last line end
   Char space = c;
   for (; space.char_class & kSpace; space = segment_char(end)) {
     last = end;
@@ -96,7 +104,8 @@ bool PieceScanner::next(std::string_view& piece) {
     end = match(begin);
     if (end == begin) {
       // No match here: everything up to the next match or the segment's end.
-      for (Char c = first; c.length != 0 && match(end) == end; c = segment_char(end)) end += c.length;
+      for (Char c = first; c.length != 0 && match(end) == end; c = segment_char(end))
+        end += c.length;
     }
   }
   pos_ = end;

@@ -9,9 +9,10 @@
 
 namespace grebe {
 
-/// Iterates over the pieces of a text; joined they are the text. A hand-written scanner equal to the three regex splits of
-/// the model's tokenizer.json (quoted in pretokenize.cpp) for all input, in linear time. A byte that is no valid UTF-8 counts
-/// as a character without a class. The text must outlive the scanner.
+/// Iterates over the pieces of a text; joined they are the text. A hand-written scanner equal to
+/// the three regex splits of the model's tokenizer.json (quoted in pretokenize.cpp) for all input,
+/// in linear time. A byte that is no valid UTF-8 counts as a character without a class. The text
+/// must outlive the scanner.
 class PieceScanner {
  public:
   explicit PieceScanner(std::string_view text) : text_(text), classes_(UnicodeClasses::get()) {}

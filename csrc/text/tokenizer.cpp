@@ -1,8 +1,9 @@
 // Byte-level BPE over flat tables.
 //
-// The vocabulary arrays come from a file and are hostile: every length, id and merge is checked here, once. Tokens are kept as
-// their bytes, back to back: ordinary ones mapped back from the byte-level alphabet (GPT-2's: every byte has a printable
-// character), special ones literally. Nothing changes after construction, so all methods are thread-safe.
+// The vocabulary arrays come from a file and are hostile: every length, id and merge is checked
+// here, once. Tokens are kept as their bytes, back to back: ordinary ones mapped back from the
+// byte-level alphabet (GPT-2's: every byte has a printable character), special ones literally.
+// Nothing changes after construction, so all methods are thread-safe.
 
 #include "text/tokenizer.h"
 
@@ -16,8 +17,8 @@
 #include "core/error.h"
 #include "io/gguf.h"
 #include "text/bpe.h"
+#include "text/byte_level.h"
 #include "text/pretokenize.h"
-#include "text/utf8.h"
 
 namespace grebe {
 namespace {
@@ -48,38 +49,8 @@ uint64_t hash_bytes(std::string_view s) {
   return hash;
 }
 
-// Characters of the byte-level alphabet -> bytes; -1 for others. Printable Latin-1 stands for itself, the 68 other byte
-// values for U+0100 onwards in order.
-constexpr std::array<int16_t, 0x144> make_byte_of_char() {
-  std::array<int16_t, 0x144> table{};
-  for (auto& entry : table) entry = -1;
-  int next = 0x100;
-  for (int b = 0; b < 256; ++b) {
-    const bool printable = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
-    table[printable ? b : next++] = static_cast<int16_t>(b);
-  }
-  return table;
-}
-constexpr auto kByteOfChar = make_byte_of_char();
-
-// Appends the bytes that `token` stands for; false (and nothing appended) when a character is not of the alphabet.
-bool append_alphabet(std::string_view token, std::string& out) {
-  const size_t size_before = out.size();
-  for (size_t i = 0; i < token.size();) {
-    const Utf8Char c = decode_utf8(token, i);
-    const int byte = c.valid && c.code_point < kByteOfChar.size() ? kByteOfChar[c.code_point] : -1;
-    if (byte < 0) {
-      out.resize(size_before);
-      return false;
-    }
-    out.push_back(static_cast<char>(byte));
-    i += c.length;
-  }
-  return true;
-}
-
-// Pieces seen earlier in the same text, so that a word is merged once per call. Direct mapped; an entry refers to the text
-// and to the ids already written, so it owns nothing.
+// Pieces seen earlier in the same text, so that a word is merged once per call. Direct mapped; an
+// entry refers to the text and to the ids already written, so it owns nothing.
 class PieceCache {
  public:
   explicit PieceCache(size_t text_bytes)
@@ -89,7 +60,9 @@ class PieceCache {
     std::string_view piece;
     size_t begin = 0, n_ids = 0;
   };
-  Entry& at(std::string_view piece) { return entries_[hash_bytes(piece) >> 40 & (entries_.size() - 1)]; }
+  Entry& at(std::string_view piece) {
+    return entries_[hash_bytes(piece) >> 40 & (entries_.size() - 1)];
+  }
 
  private:
   std::vector<Entry> entries_;
@@ -112,11 +85,11 @@ struct Arrays {
 
 struct Tokenizer::Impl {
   int32_t n_tokens = 0, bos = 0, eos = 0;
-  std::string bytes;               // of all tokens
-  std::vector<uint32_t> offsets;   // n_tokens + 1
-  std::vector<uint8_t> special;    // bool
-  std::vector<int32_t> by_bytes;   // hash table of ordinary tokens, -1 = free
-  std::vector<int32_t> specials;   // ids sorted by text
+  std::string bytes;              // of all tokens
+  std::vector<uint32_t> offsets;  // n_tokens + 1
+  std::vector<uint8_t> special;   // bool
+  std::vector<int32_t> by_bytes;  // hash table of ordinary tokens, -1 = free
+  std::vector<int32_t> specials;  // ids sorted by text
   std::array<bool, 256> special_start{};
   std::array<int32_t, 256> byte_id{};
   std::optional<MergeTable> merges;
@@ -151,8 +124,8 @@ Tokenizer::Impl::Impl(const Arrays& arrays, const Source& source) {
       throw FormatError(
           source.path,
           source.ids_offset,
-          std::string("tokenizer: ") + name + " id is " + std::to_string(id) + "; the vocabulary has " +
-              std::to_string(n_tokens) + " tokens");
+          std::string("tokenizer: ") + name + " id is " + std::to_string(id) +
+              "; the vocabulary has " + std::to_string(n_tokens) + " tokens");
     }
   }
   bos = static_cast<int32_t>(arrays.bos);
@@ -165,16 +138,22 @@ void Tokenizer::Impl::add_tokens(const Arrays& arrays, const Source& source) {
   };
   const size_t n = arrays.tokens.size();
   if (n == 0) fail(source.tokens_offset, std::string(kTokensKey) + " is empty");
-  if (n > INT32_MAX / 4) fail(source.tokens_offset, std::string(kTokensKey) + " has " + std::to_string(n) + " entries");
+  if (n > INT32_MAX / 4) {
+    fail(source.tokens_offset, std::string(kTokensKey) + " has " + std::to_string(n) + " entries");
+  }
   if (arrays.types.size() != n) {
     fail(
         source.types_offset,
-        std::string(kTypesKey) + " has " + std::to_string(arrays.types.size()) + " entries; " + kTokensKey + " has " +
-            std::to_string(n));
+        std::string(kTypesKey) + " has " + std::to_string(arrays.types.size()) + " entries; " +
+            kTokensKey + " has " + std::to_string(n));
   }
   uint64_t total = 0;
   for (std::string_view token : arrays.tokens) total += token.size();
-  if (total > UINT32_MAX) fail(source.tokens_offset, "the tokens have " + std::to_string(total) + " bytes; at most 2^32 - 1");
+  if (total > UINT32_MAX) {
+    fail(
+        source.tokens_offset,
+        "the tokens have " + std::to_string(total) + " bytes; at most 2^32 - 1");
+  }
 
   n_tokens = static_cast<int32_t>(n);
   bytes.reserve(total);
@@ -187,13 +166,16 @@ void Tokenizer::Impl::add_tokens(const Arrays& arrays, const Source& source) {
     if (type < 1 || type > 6) {
       fail(
           source.types_offset,
-          std::string(kTypesKey) + " of token " + std::to_string(id) + " is " + std::to_string(type) + "; expected 1 to 6");
+          std::string(kTypesKey) + " of token " + std::to_string(id) + " is " +
+              std::to_string(type) + "; expected 1 to 6");
     }
     const auto token_type = static_cast<TokenType>(type);
     special[id] = token_type == TokenType::kControl || token_type == TokenType::kUserDefined ||
                   token_type == TokenType::kUnused;
-    // An ordinary token outside of the alphabet cannot come from text; decoding prints it as it is, like the reference.
-    if (special[id] || !append_alphabet(arrays.tokens[id], bytes)) bytes.append(arrays.tokens[id]);
+    // An ordinary token outside of the alphabet cannot come from text; decoding prints it as it is,
+    // like the reference.
+    if (special[id] || !append_token_bytes(arrays.tokens[id], bytes))
+      bytes.append(arrays.tokens[id]);
     offsets.push_back(static_cast<uint32_t>(bytes.size()));
     if (special[id]) {
       specials.push_back(id);
@@ -201,7 +183,9 @@ void Tokenizer::Impl::add_tokens(const Arrays& arrays, const Source& source) {
       slot = id;  // of equal tokens the lowest id is the one that text gets
     }
   }
-  std::stable_sort(specials.begin(), specials.end(), [&](int32_t a, int32_t b) { return text_of(a) < text_of(b); });
+  std::stable_sort(specials.begin(), specials.end(), [&](int32_t a, int32_t b) {
+    return text_of(a) < text_of(b);
+  });
   for (int32_t id : specials) {
     if (!text_of(id).empty()) special_start[static_cast<uint8_t>(text_of(id)[0])] = true;
   }
@@ -213,7 +197,10 @@ void Tokenizer::Impl::add_tokens(const Arrays& arrays, const Source& source) {
 
 void Tokenizer::Impl::add_merges(const Arrays& arrays, const Source& source) {
   if (arrays.merges.size() > INT32_MAX / 4) {
-    throw FormatError(source.path, source.merges_offset, "tokenizer: " + std::to_string(arrays.merges.size()) + " merges");
+    throw FormatError(
+        source.path,
+        source.merges_offset,
+        "tokenizer: " + std::to_string(arrays.merges.size()) + " merges");
   }
   merges.emplace(arrays.merges.size());
   std::string both;
@@ -231,9 +218,9 @@ void Tokenizer::Impl::add_merges(const Arrays& arrays, const Source& source) {
       return id;
     };
     both.clear();
-    if (!append_alphabet(left, both)) both.append(left);
+    if (!append_token_bytes(left, both)) both.append(left);
     const size_t n_left = both.size();
-    if (!append_alphabet(right, both)) both.append(right);
+    if (!append_token_bytes(right, both)) both.append(right);
     const std::string_view text = both;
     const int32_t left_id = known(text.substr(0, n_left), left);
     const int32_t right_id = known(text.substr(n_left), right);
@@ -249,12 +236,15 @@ size_t Tokenizer::Impl::slot_of(std::string_view text) const {
 }
 
 int32_t Tokenizer::Impl::find_special(std::string_view text) const {
-  const auto it = std::lower_bound(
-      specials.begin(), specials.end(), text, [&](int32_t id, std::string_view t) { return text_of(id) < t; });
+  const auto it =
+      std::lower_bound(specials.begin(), specials.end(), text, [&](int32_t id, std::string_view t) {
+        return text_of(id) < t;
+      });
   return it != specials.end() && text_of(*it) == text ? *it : -1;
 }
 
-// Of the special tokens that text has at pos the longest, -1 for none: narrows the sorted list byte by byte.
+// Of the special tokens that text has at pos the longest, -1 for none: narrows the sorted list byte
+// by byte.
 int32_t Tokenizer::Impl::longest_special_at(std::string_view text, size_t pos) const {
   auto low = specials.begin(), high = specials.end();
   int32_t longest = -1;
@@ -288,7 +278,8 @@ void Tokenizer::Impl::encode_ordinary(std::string_view text, Encoding& encoding)
     for (char c : piece) {
       const auto byte = static_cast<uint8_t>(c);
       if (byte_id[byte] < 0) {
-        throw InvalidArgument("tokenizer: the vocabulary has no token for byte " + std::to_string(byte));
+        throw InvalidArgument(
+            "tokenizer: the vocabulary has no token for byte " + std::to_string(byte));
       }
       ids.push_back(byte_id[byte]);
     }
@@ -303,7 +294,8 @@ std::shared_ptr<const Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
   if (model != "gpt2") {
     const std::string found = model ? std::string(*model) : "absent";
     throw UnsupportedModel(
-        std::string("tokenizer: ") + kModelKey + " is " + quoted(found) + "; expected 'gpt2' (byte-level BPE)",
+        std::string("tokenizer: ") + kModelKey + " is " + quoted(found) +
+            "; expected 'gpt2' (byte-level BPE)",
         kModelKey,
         found,
         "gpt2");
@@ -329,23 +321,27 @@ std::shared_ptr<const Tokenizer> Tokenizer::from_gguf(const GgufFile& file) {
   Arrays arrays;
   arrays.tokens = required(file.get_string_array(kTokensKey), kTokensKey);
   arrays.types = required(file.get_int_array(kTypesKey), kTypesKey);
-  const std::vector<std::string_view> lines = required(file.get_string_array(kMergesKey), kMergesKey);
+  const std::vector<std::string_view> lines =
+      required(file.get_string_array(kMergesKey), kMergesKey);
   arrays.merges.reserve(lines.size());
   for (std::string_view line : lines) {
-    const size_t space = line.find(' ');  // the alphabet has no space, so the first one is the only one
+    const size_t space =
+        line.find(' ');  // the alphabet has no space, so the first one is the only one
     if (space == std::string_view::npos) {
       throw FormatError(
           file.path(),
           source.merges_offset,
-          "tokenizer: merge " + std::to_string(arrays.merges.size()) + " is " + quoted(line) + "; expected 'left right'");
+          "tokenizer: merge " + std::to_string(arrays.merges.size()) + " is " + quoted(line) +
+              "; expected 'left right'");
     }
     arrays.merges.emplace_back(line.substr(0, space), line.substr(space + 1));
   }
   arrays.bos = file.get_int("tokenizer.ggml.bos_token_id").value_or(0);
   arrays.eos = file.get_int("tokenizer.ggml.eos_token_id").value_or(1);
   source.ids_offset = offset_of(
-      arrays.bos < 0 || arrays.bos >= static_cast<int64_t>(arrays.tokens.size()) ? "tokenizer.ggml.bos_token_id"
-                                                                                  : "tokenizer.ggml.eos_token_id");
+      arrays.bos < 0 || arrays.bos >= static_cast<int64_t>(arrays.tokens.size())
+          ? "tokenizer.ggml.bos_token_id"
+          : "tokenizer.ggml.eos_token_id");
   std::shared_ptr<Tokenizer> tokenizer(new Tokenizer);
   tokenizer->impl_ = std::make_unique<Impl>(arrays, source);
   return tokenizer;
@@ -372,14 +368,17 @@ int32_t Tokenizer::eos() const { return impl_->eos; }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool allow_special) const {
   if (text.size() > INT32_MAX) {
-    throw InvalidArgument("tokenizer: text has " + std::to_string(text.size()) + " bytes; at most 2^31 - 1");
+    throw InvalidArgument(
+        "tokenizer: text has " + std::to_string(text.size()) + " bytes; at most 2^31 - 1");
   }
   Impl::Encoding encoding{{}, PieceCache(text.size()), BpeMerger(*impl_->merges), {}};
   encoding.out.reserve(text.size() / 4 + 8);
   size_t begin = 0;
   if (allow_special) {
     for (size_t pos = 0; pos < text.size();) {
-      const int32_t id = impl_->special_start[static_cast<uint8_t>(text[pos])] ? impl_->longest_special_at(text, pos) : -1;
+      const int32_t id = impl_->special_start[static_cast<uint8_t>(text[pos])]
+                             ? impl_->longest_special_at(text, pos)
+                             : -1;
       if (id < 0) {
         ++pos;
         continue;
@@ -409,7 +408,8 @@ std::string Tokenizer::decode_text(std::span<const int32_t> ids) const {
 std::string_view Tokenizer::token_bytes(int32_t id) const {
   if (id < 0 || id >= impl_->n_tokens) {
     throw InvalidArgument(
-        "tokenizer: token id is " + std::to_string(id) + "; expected 0 to " + std::to_string(impl_->n_tokens - 1));
+        "tokenizer: token id is " + std::to_string(id) + "; expected 0 to " +
+        std::to_string(impl_->n_tokens - 1));
   }
   return impl_->text_of(id);
 }

@@ -8,8 +8,9 @@
 
 namespace grebe {
 
-/// Bits of a character's class. The general categories and White_Space are disjoint; the last two are additions of the
-/// pre-tokenizer: CR and LF, and its range list [一-龥 hiragana katakana] (code blocks, with their unassigned holes).
+/// Bits of a character's class. The general categories and White_Space are disjoint; the last two
+/// are additions of the pre-tokenizer: CR and LF, and its range list [一-龥 hiragana katakana]
+/// (code blocks, with their unassigned holes).
 enum CharClass : uint8_t {
   kLetter = 1,
   kMark = 2,
@@ -32,8 +33,10 @@ class UnicodeClasses {
   uint8_t of(uint32_t code_point) const {
     if (code_point < kBmpEnd) return bmp_[code_point];
     const Range* end = std::end(kRanges);
-    const Range* range = std::lower_bound(
-        std::begin(kRanges), end, code_point, [](const Range& r, uint32_t c) { return r.last < c; });
+    const Range* range =
+        std::lower_bound(std::begin(kRanges), end, code_point, [](const Range& r, uint32_t c) {
+          return r.last < c;
+        });
     return range != end && range->first <= code_point ? range->char_class : 0;
   }
 
@@ -47,7 +50,8 @@ class UnicodeClasses {
   };
   static constexpr uint32_t kBmpEnd = 0x10000;
 
-  // One byte per code point of the basic plane (64 KiB, filled in some 20 us); the rare others are searched for.
+  // One byte per code point of the basic plane (64 KiB, filled in some 20 us); the rare others are
+  // searched for.
   UnicodeClasses() : bmp_(kBmpEnd, 0) {
     for (const Range& r : kRanges) {
       for (uint32_t c = r.first; c <= r.last && c < kBmpEnd; ++c) bmp_[c] = r.char_class;

@@ -1,4 +1,5 @@
-// One UTF-8 decoder for everything that reads text: strict (no overlong forms, no surrogates, nothing past U+10FFFF).
+// One UTF-8 decoder for everything that reads text: strict (no overlong forms, no surrogates,
+// nothing past U+10FFFF).
 #pragma once
 
 #include <cstddef>
@@ -9,18 +10,21 @@ namespace grebe {
 
 struct Utf8Char {
   uint32_t code_point;  ///< valid characters only
-  uint8_t length;       ///< bytes of the character; when not valid, of the longest prefix that could have begun one (>= 1)
+  uint8_t length;  ///< bytes of the character; when not valid, of the longest prefix that could
+                   ///< have begun one (>= 1)
   bool valid;
   bool truncated;  ///< not valid only because the text ends here
 };
 
-/// Decodes the character at text[i], i < text.size(). An invalid sequence is cut as Unicode recommends ("maximal subpart"),
-/// so one U+FFFD per unit gives what Python's errors="replace" and Rust's from_utf8_lossy give.
+/// Decodes the character at text[i], i < text.size(). An invalid sequence is cut as Unicode
+/// recommends ("maximal subpart"), so one U+FFFD per unit gives what Python's errors="replace" and
+/// Rust's from_utf8_lossy give.
 inline Utf8Char decode_utf8(std::string_view text, size_t i) {
   const auto byte = [&](size_t k) { return static_cast<uint8_t>(text[i + k]); };
   const uint8_t lead = byte(0);
   if (lead < 0x80) return {lead, 1, true, false};
-  // The second byte's range excludes overlong forms (E0, F0), surrogates (ED) and values past U+10FFFF (F4).
+  // The second byte's range excludes overlong forms (E0, F0), surrogates (ED) and values past
+  // U+10FFFF (F4).
   uint8_t length = 0, low = 0x80, high = 0xBF;
   uint32_t code_point = 0;
   if (lead >= 0xC2 && lead <= 0xDF) {

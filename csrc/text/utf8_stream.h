@@ -8,9 +8,9 @@
 
 namespace grebe {
 
-/// Feeds bytes, returns text. A character cut by the end of a token is held back until the rest arrives; bytes that
-/// cannot become a character turn into U+FFFD, as in Python's errors="replace". The concatenation of all results does not
-/// depend on how the bytes were divided. Not thread-safe.
+/// Feeds bytes, returns text. A character cut by the end of a token is held back until the rest
+/// arrives; bytes that cannot become a character turn into U+FFFD, as in Python's errors="replace".
+/// The concatenation of all results does not depend on how the bytes were divided. Not thread-safe.
 class Utf8Stream {
  public:
   std::string push(std::string_view bytes) { return decode(bytes, /*last=*/false); }

@@ -1,7 +1,7 @@
 """Reads a Hugging Face ``tokenizer.json`` into the engine's tokenizer.
 
-The engine implements one tokenizer, DeepSeek V4's: byte-level BPE behind three regex splits. A file that says anything else is
-refused here, because a nearly right tokenizer gives nearly right answers.
+The engine implements one tokenizer, DeepSeek V4's: byte-level BPE behind three regex splits. A
+file that says anything else is refused here: a nearly right tokenizer gives nearly right answers.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def _build(data: dict[str, Any]) -> _engine.Tokenizer:
 
     added = {entry["id"]: entry for entry in data["added_tokens"]}
     vocab: dict[str, int] = model["vocab"]
-    n_tokens = 1 + max([*vocab.values(), *added], default=-1)
+    ids = [*vocab.values(), *added]
+    n_tokens = 1 + max(ids, default=-1)
+    if min(ids, default=0) < 0:
+        raise ValueError(f"token id {min(ids)}")
     if n_tokens > 4 * (len(vocab) + len(added)):
         raise ValueError(f"{n_tokens} ids for {len(vocab) + len(added)} tokens")
     # An id without a token decodes to nothing and no text gives it.
@@ -75,7 +78,8 @@ def _build(data: dict[str, Any]) -> _engine.Tokenizer:
     for token, i in vocab.items():
         tokens[i], types[i] = token, NORMAL
     for i, entry in added.items():
-        # `normalized` only matters with a normalizer. The other three would change what text around a token becomes.
+        # `normalized` only matters with a normalizer. The other three would change what the text
+        # around a token becomes.
         for key in ("lstrip", "rstrip", "single_word"):
             _expect(f"added_tokens {entry['content']!r} {key}", bool(entry.get(key)), False)
         tokens[i] = entry["content"]
