@@ -4,6 +4,7 @@
 // register of 16 row sums, so the float part is lane-wise and in the canonical order.
 #pragma once
 
+#include "backend/cpu/avx512_panel.h"
 #include "backend/cpu/avx512_rows.h"
 #include "backend/cpu/kernels.h"
 #include "quant/dequant.h"
@@ -45,73 +46,68 @@ inline void matvec_q8_0(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int
   });
 }
 
-// One 256-weight block type: x arranged to suit the block, the dot of one row, the scales of 16 rows.
+// A 256-weight type is a struct with: load_x, which arranges a block of x to suit the weights; dot, 16 partial sums of one row
+// times its scales (or dot2, of two rows); where d lies; and with minima, their product with the sums of x for 16 rows.
+
+constexpr Bytes64 rank_bits(int row, int j) {
+  return make_bytes([=](int i) { return 32 * row + 8 * (2 * j + i % 8 / 4) + 2 * (i % 4); });
+}
+constexpr Bytes64 sign_bits(int row, int p, int j) {
+  return make_bytes([=](int i) { return 32 * row + 8 * (2 * j + i % 8 / 4) + 4 * p + i % 4; });
+}
+
+// Two rows of IQ2_XXS at a time: their grid indices fill one register, so the table is read in two byte planes (ranks of
+// weights 0-3 and 4-7 of an entry) with half the permutes a row. Register 2 p + j holds plane p of entries 2 j and 2 j + 1.
 struct DotIQ2_XXS {
   static constexpr int kBlockBytes = sizeof(BlockIQ2_XXS);
   static constexpr bool kMinima = false;
   static constexpr int kScaleOffset = 0;
   static constexpr float kScaleFactor = 0.125f;
 
-  // The 64 bytes of groups are eight qwords, one per 32 weights: four grid indices, then signs and scale. Everything stays in
-  // that arrangement: register j holds the j-th grid entry of each group, so x is permuted alike and the scale of a group
-  // multiplies its lanes once at the end.
+  // [row]: where the ranks of register j, and the signs of register 2 p + j, lie in the qword of a group.
+  static constexpr Bytes64 kRankShift[2][2] = {{rank_bits(0, 0), rank_bits(0, 1)}, {rank_bits(1, 0), rank_bits(1, 1)}};
+  static constexpr Bytes64 kSignBit[2][4] = {{sign_bits(0, 0, 0), sign_bits(0, 0, 1), sign_bits(0, 1, 0), sign_bits(0, 1, 1)},
+                                             {sign_bits(1, 0, 0), sign_bits(1, 0, 1), sign_bits(1, 1, 0), sign_bits(1, 1, 1)}};
   __m512i x[4];
-  __m512i grid[8];  // 32 entries of two-bit ranks each
-  __m512i values, widen, rank_shift[4], sign_shift, sign_bit[4], low7, bit7, one;
-
-  DotIQ2_XXS() {
-    for (int i = 0; i < 8; i++) grid[i] = _mm512_load_si512(kGridIQ2_XXS + 32 * i);
-    values = _mm512_set1_epi32(kGridValues2[0] | kGridValues2[1] << 8 | kGridValues2[2] << 16);
-    alignas(64) uint8_t t[64];
-    for (int i = 0; i < 64; i++) t[i] = i % 2 ? 0x80 : static_cast<uint8_t>(i % 16 / 8 * 8 + i % 8 / 2);
-    widen = _mm512_load_si512(t);
-    for (int j = 0; j < 4; j++) {
-      for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(16 * j + 2 * (i % 8));
-      rank_shift[j] = _mm512_load_si512(t);
-      for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(8 * j + i % 8);
-      sign_bit[j] = _mm512_load_si512(t);
-    }
-    for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(32 + 7 * (i % 4));
-    sign_shift = _mm512_load_si512(t);
-    low7 = _mm512_set1_epi8(0x7f);
-    bit7 = _mm512_set1_epi8(static_cast<char>(0x80));
-    one = _mm512_set1_epi32(1);
-  }
 
   void load_x(const int8_t* q) {
     const __m512i v0 = _mm512_loadu_si512(q), v1 = _mm512_loadu_si512(q + 64);
     const __m512i v2 = _mm512_loadu_si512(q + 128), v3 = _mm512_loadu_si512(q + 192);
-    for (int j = 0; j < 4; j++) {  // qwords j, j+4, j+8, ... of the 32
-      const __m512i pick = _mm512_setr_epi64(j, j + 4, j + 8, j + 12, 0, 0, 0, 0);
-      const __m512i lo = _mm512_permutex2var_epi64(v0, pick, v1), hi = _mm512_permutex2var_epi64(v2, pick, v3);
-      x[j] = _mm512_inserti64x4(lo, _mm512_castsi512_si256(hi), 1);
+    for (int r = 0; r < 4; r++) {  // 32-bit words 4 j + p and 4 j + 2 + p of each eight
+      const int a = 4 * (r % 2) + r / 2;
+      const __m512i pick = _mm512_setr_epi32(
+          a, a + 2, a + 8, a + 10, a + 16, a + 18, a + 24, a + 26, 0, 0, 0, 0, 0, 0, 0, 0);
+      const __m512i lo = _mm512_permutex2var_epi32(v0, pick, v1), hi = _mm512_permutex2var_epi32(v2, pick, v3);
+      x[r] = _mm512_inserti64x4(lo, _mm512_castsi512_si256(hi), 1);
     }
   }
 
-  // Four 7-bit codes in each qword, completed to even parity, in its low bytes.
-  __m512i sign_bytes(__m512i bits) const {
-    const __m512i codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(sign_shift, bits), low7);
-    const __m512i parity = _mm512_slli_epi16(_mm512_popcnt_epi8(codes), 7);
-    return _mm512_ternarylogic_epi32(codes, parity, bit7, 0xf8);  // codes | parity & bit7
-  }
-  __m512i signed_x(int j, __m512i signs) const {
-    const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, sign_bit[j]);
-    return _mm512_mask_sub_epi8(x[j], negative, _mm512_setzero_si512(), x[j]);
+  void dot2(const uint8_t* block_a, const uint8_t* block_b, __m512i& sum_a, __m512i& sum_b) const {
+    const __m512i a = _mm512_loadu_si512(block_a + 2), b = _mm512_loadu_si512(block_b + 2);
+    const __m512i index = _mm512_mask_shuffle_epi32(a, 0xaaaa, b, _MM_PERM_CCAA);  // low words a, high words b
+    const __m512i bits = _mm512_mask_shuffle_epi32(b, 0x5555, a, _MM_PERM_DDBB);
+    const __m512i signs = sign_bytes(bits);
+    const __mmask64 upper = _mm512_movepi8_mask(index);
+    sum_a = sum_b = _mm512_setzero_si512();
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; p++) {
+      const __m512i ranks = lookup256_plane(kPlanesIQ2_XXS[p], index, upper);
+#pragma GCC unroll 2
+      for (int j = 0; j < 2; j++) {
+        sum_a = add(sum_a, ranks, signs, 0, p, j);
+        sum_b = add(sum_b, ranks, signs, 1, p, j);
+      }
+    }
+    const __m512i scale = _mm512_or_si512(_mm512_srli_epi32(bits, 27), _mm512_set1_epi32(1));
+    sum_a = _mm512_mullo_epi32(sum_a, _mm512_shuffle_epi32(scale, _MM_PERM_CCAA));
+    sum_b = _mm512_mullo_epi32(sum_b, _mm512_shuffle_epi32(scale, _MM_PERM_DDBB));
   }
 
-  __m512i dot(const uint8_t* block) const {
-    const __m512i raw = _mm512_loadu_si512(block + 2);
-    const __m512i ranks = lookup256(grid, _mm512_shuffle_epi8(raw, widen));
-    const __m512i signs = sign_bytes(raw);
-    __m512i sum = _mm512_setzero_si512();
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; j++) {
-      const __m512i magnitude = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift[j], ranks), values);
-      sum = _mm512_dpbusd_epi32(sum, magnitude, signed_x(j, signs));
-    }
-    // 2s + 1 from the top 4 bits, for both halves of the qword.
-    const __m512i scale = _mm512_or_si512(_mm512_srli_epi32(_mm512_shuffle_epi32(raw, _MM_PERM_DDBB), 27), one);
-    return _mm512_mullo_epi32(sum, scale);
+  __m512i add(__m512i sum, __m512i ranks, __m512i signs, int row, int p, int j) const {
+    const __m512i magnitude = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(kRankShift[row][j], ranks), grid2_values());
+    const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, kSignBit[row][2 * p + j]);
+    const __m512i xs = x[2 * p + j];
+    return _mm512_dpbusd_epi32(sum, magnitude, _mm512_mask_sub_epi8(xs, negative, _mm512_setzero_si512(), xs));
   }
 };
 
@@ -122,17 +118,11 @@ struct DotQ2_K {
   static constexpr float kScaleFactor = 1.f;
 
   __m512i x[4];          // register j: weights 32 j + (0..31) of both halves, the bit pairs 2 j of q
-  __m512i spread[4];     // the scale byte of each lane's group into its low byte
-  __m512i low2, low4;
 
-  DotQ2_K() {
-    alignas(64) uint8_t t[64];
-    for (int j = 0; j < 4; j++) {
-      for (int i = 0; i < 64; i++) t[i] = i % 4 ? 0x80 : static_cast<uint8_t>(i / 32 * 8 + 2 * j + i / 16 % 2);
-      spread[j] = _mm512_load_si512(t);
-    }
-    low2 = _mm512_set1_epi8(3);
-    low4 = _mm512_set1_epi8(15);
+  // The scale byte of each lane's group into its low byte.
+  static __m512i spread(int j) {
+    static constexpr Bytes64 kFirst = make_bytes([](int i) { return i % 4 ? 0x80 : i / 32 * 8 + i / 16 % 2; });
+    return _mm512_add_epi8(kFirst, _mm512_set1_epi32(2 * j));
   }
 
   void load_x(const int8_t* q) {
@@ -144,14 +134,14 @@ struct DotQ2_K {
 
   __m512i dot(const uint8_t* block) const {
     const __m512i raw = _mm512_loadu_si512(block + offsetof(BlockQ2_K, q));
-    const __m512i scales = _mm512_and_si512(_mm512_broadcast_i32x4(load128(block)), low4);
+    const __m512i scales = _mm512_and_si512(_mm512_broadcast_i32x4(load128(block)), _mm512_set1_epi8(15));
     __m512i sum = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-      const __m512i q = _mm512_and_si512(_mm512_srli_epi16(raw, 2 * j), low2);
+      const __m512i q = _mm512_and_si512(_mm512_srli_epi16(raw, 2 * j), _mm512_set1_epi8(3));
       // At most 4 * 3 * 127 in magnitude: the low 16 bits are the value, so a 16-bit product with (scale, 0) is exact.
       const __m512i p = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x[j]);
-      sum = _mm512_dpwssd_epi32(sum, p, _mm512_shuffle_epi8(scales, spread[j]));
+      sum = _mm512_dpwssd_epi32(sum, p, _mm512_shuffle_epi8(scales, spread(j)));
     }
     return sum;
   }
@@ -166,7 +156,7 @@ struct DotQ2_K {
     __m512i msum = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
-      const __m512i m = _mm512_and_si512(_mm512_srli_epi16(col[c], 4), low4);
+      const __m512i m = _mm512_and_si512(_mm512_srli_epi16(col[c], 4), _mm512_set1_epi8(15));
       int32_t lo, hi;
       std::memcpy(&lo, sums16 + 4 * c, 4);
       std::memcpy(&hi, sums16 + 4 * c + 2, 4);
@@ -196,7 +186,11 @@ void matvec_super(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n
           dot.load_x(x[t].q + 256 * b);
         }
         __m512i sums[16];
-        for (int r = 0; r < 16; r++) sums[r] = dot.dot(rows[r] + offset);
+        if constexpr (requires { dot.dot2(w, w, sums[0], sums[1]); }) {
+          for (int r = 0; r < 16; r += 2) dot.dot2(rows[r] + offset, rows[r + 1] + offset, sums[r], sums[r + 1]);
+        } else {
+          for (int r = 0; r < 16; r++) sums[r] = dot.dot(rows[r] + offset);
+        }
         const __m512 d_x = _mm512_set1_ps(x[t].d[b]);
         __m512 d = load_f16_column(rows, offset + Dot::kScaleOffset);
         if constexpr (Dot::kScaleFactor != 1.f) d = _mm512_mul_ps(d, _mm512_set1_ps(Dot::kScaleFactor));

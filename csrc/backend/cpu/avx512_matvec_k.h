@@ -20,22 +20,22 @@ struct DotK4 {
   static constexpr int kScaleOffset = 0;
   static constexpr float kScaleFactor = 1.f;
 
-  __m512i x[4], spread[4], fifth[4];
+  __m512i x[4];
 
-  DotK4() {
-    alignas(64) uint8_t t[64];
-    for (int j = 0; j < 4; j++) {
-      const int group = j / 2 * 4 + j % 2;
-      for (int i = 0; i < 64; i++) t[i] = i % 4 ? 0x80 : static_cast<uint8_t>(group + i / 32 * 2);
-      spread[j] = _mm512_load_si512(t);
-      for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(1 << (group + i / 32 * 2));
-      fifth[j] = _mm512_load_si512(t);
-    }
+  static constexpr int group(int j) { return j / 2 * 4 + j % 2; }
+  // The scale byte of each lane's group into its low byte; the bit of qh for its weights.
+  static __m512i spread(int j) {
+    static constexpr Bytes64 kFirst = make_bytes([](int i) { return i % 4 ? 0x80 : i / 32 * 2; });
+    return _mm512_add_epi8(kFirst, _mm512_set1_epi32(group(j)));
+  }
+  static __m512i fifth(int j) {
+    static constexpr Bytes64 kFirst = make_bytes([](int i) { return 1 << (i / 32 * 2); });
+    return _mm512_slli_epi16(kFirst, static_cast<unsigned>(group(j)));
   }
 
   void load_x(const int8_t* q) {
     for (int j = 0; j < 4; j++) {
-      const uint8_t* p = reinterpret_cast<const uint8_t*>(q) + 32 * (j / 2 * 4 + j % 2);
+      const uint8_t* p = reinterpret_cast<const uint8_t*>(q) + 32 * group(j);
       x[j] = _mm512_inserti64x4(_mm512_castsi256_si512(load256(p)), load256(p + 64), 1);
     }
   }
@@ -53,10 +53,10 @@ struct DotK4 {
       const __m512i raw = _mm512_loadu_si512(block + offsetof(Block, q) + 64 * (j / 2));
       __m512i q = j % 2 ? high_nibbles(raw) : low_nibbles(raw);
       if constexpr (kFifthBit) {
-        q = _mm512_mask_add_epi8(q, _mm512_test_epi8_mask(high, fifth[j]), q, _mm512_set1_epi8(16));
+        q = _mm512_mask_add_epi8(q, _mm512_test_epi8_mask(high, fifth(j)), q, _mm512_set1_epi8(16));
       }
       const __m512i p = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x[j]);
-      sum = _mm512_dpwssd_epi32(sum, p, _mm512_shuffle_epi8(scales, spread[j]));
+      sum = _mm512_dpwssd_epi32(sum, p, _mm512_shuffle_epi8(scales, spread(j)));
     }
     return sum;
   }
@@ -88,19 +88,16 @@ struct DotQ6_K {
   static constexpr int kScaleOffset = offsetof(BlockQ6_K, d);
   static constexpr float kScaleFactor = 1.f;
 
-  __m512i x[4], group[4], high_shift[2];
+  __m512i x[4];
   const int16_t* sums = nullptr;
 
-  DotQ6_K() {
-    alignas(64) uint16_t t[32];
-    for (int j = 0; j < 4; j++) {
-      for (int i = 0; i < 32; i++) t[i] = static_cast<uint16_t>(4 * j + i / 8);
-      group[j] = _mm512_load_si512(t);
-    }
-    for (int j = 0; j < 2; j++) {
-      for (int i = 0; i < 32; i++) t[i] = static_cast<uint16_t>(4 * j + i / 16 * 2);
-      high_shift[j] = _mm512_load_si512(t);
-    }
+  static __m512i group(int j) {  // of each lane, in its low half
+    static constexpr Bytes64 kFirst = make_words([](int i) { return i / 8; });
+    return _mm512_add_epi16(kFirst, _mm512_set1_epi16(static_cast<int16_t>(4 * j)));
+  }
+  static __m512i high_shift(int j) {
+    static constexpr Bytes64 kFirst = make_words([](int i) { return i / 16 * 2; });
+    return _mm512_add_epi16(kFirst, _mm512_set1_epi16(static_cast<int16_t>(4 * j)));
   }
 
   void load_x(const int8_t* q, const int16_t* sums16) {
@@ -116,10 +113,10 @@ struct DotQ6_K {
     for (int j = 0; j < 4; j++) {
       const __m512i low = _mm512_loadu_si512(block + 64 * (j / 2));
       const __m512i high = broadcast256(block + offsetof(BlockQ6_K, qh) + 32 * (j / 2));
-      const __m512i pair = _mm512_and_si512(_mm512_srlv_epi16(high, high_shift[j % 2]), _mm512_set1_epi8(3));
+      const __m512i pair = _mm512_and_si512(_mm512_srlv_epi16(high, high_shift(j % 2)), _mm512_set1_epi8(3));
       const __m512i q = _mm512_or_si512(j % 2 ? high_nibbles(low) : low_nibbles(low), _mm512_slli_epi16(pair, 4));
       const __m512i p = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x[j]);
-      sum = _mm512_dpwssd_epi32(sum, p, _mm512_maskz_permutexvar_epi16(0x55555555, group[j], scales2));
+      sum = _mm512_dpwssd_epi32(sum, p, _mm512_maskz_permutexvar_epi16(0x55555555, group(j), scales2));
     }
     return _mm512_sub_epi32(sum, offset_term(scales, sums, 5));
   }
@@ -131,18 +128,16 @@ struct DotQ3_K {
   static constexpr int kScaleOffset = offsetof(BlockQ3_K, d);
   static constexpr float kScaleFactor = 1.f;
 
-  __m512i x[4], group[4], high_bit[4];
+  __m512i x[4];
   const int16_t* sums = nullptr;
 
-  DotQ3_K() {
-    alignas(64) uint16_t t[32];
-    alignas(64) uint8_t b[64];
-    for (int j = 0; j < 4; j++) {
-      for (int i = 0; i < 32; i++) t[i] = static_cast<uint16_t>(i / 16 * 8 + 2 * j + i / 8 % 2);
-      group[j] = _mm512_load_si512(t);
-      for (int i = 0; i < 64; i++) b[i] = static_cast<uint8_t>(1 << (i / 32 * 4 + j));
-      high_bit[j] = _mm512_load_si512(b);
-    }
+  static __m512i group(int j) {
+    static constexpr Bytes64 kFirst = make_words([](int i) { return i / 16 * 8 + i / 8 % 2; });
+    return _mm512_add_epi16(kFirst, _mm512_set1_epi16(static_cast<int16_t>(2 * j)));
+  }
+  static __m512i high_bit(int j) {
+    static constexpr Bytes64 kFirst = make_bytes([](int i) { return 1 << (i / 32 * 4); });
+    return _mm512_slli_epi16(kFirst, static_cast<unsigned>(j));
   }
 
   void load_x(const int8_t* q, const int16_t* sums16) {
@@ -168,59 +163,80 @@ struct DotQ3_K {
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
       __m512i q = bit_pair(raw, 2 * j);
-      q = _mm512_mask_add_epi8(q, _mm512_test_epi8_mask(mask, high_bit[j]), q, _mm512_set1_epi8(4));
+      q = _mm512_mask_add_epi8(q, _mm512_test_epi8_mask(mask, high_bit(j)), q, _mm512_set1_epi8(4));
       const __m512i p = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x[j]);
-      sum = _mm512_dpwssd_epi32(sum, p, _mm512_maskz_permutexvar_epi16(0x55555555, group[j], scales2));
+      sum = _mm512_dpwssd_epi32(sum, p, _mm512_maskz_permutexvar_epi16(0x55555555, group(j), scales2));
     }
     return _mm512_sub_epi32(sum, offset_term(scales, sums, 2));
   }
 };
 
-// The arrangement of DotIQ2_XXS: a qword per group of 32 weights, register j has the weights 8 j .. 8 j + 7 of each.
-struct DotIQ3_XXS : DotIQ2_XXS {
+// The other grid types: a qword per group of 32 weights, register j has the weights 8 j .. 8 j + 7 of each. x is permuted
+// alike, and a group's scale multiplies its lanes once at the end.
+struct DotGrid {
+  static constexpr bool kMinima = false;
+  static constexpr int kScaleOffset = 0;
+  __m512i x[4];
+
+  void load_x(const int8_t* q) {
+    const __m512i v0 = _mm512_loadu_si512(q), v1 = _mm512_loadu_si512(q + 64);
+    const __m512i v2 = _mm512_loadu_si512(q + 128), v3 = _mm512_loadu_si512(q + 192);
+    for (int j = 0; j < 4; j++) {  // qwords j, j+4, j+8, ... of the 32
+      const __m512i pick = _mm512_setr_epi64(j, j + 4, j + 8, j + 12, 0, 0, 0, 0);
+      const __m512i lo = _mm512_permutex2var_epi64(v0, pick, v1), hi = _mm512_permutex2var_epi64(v2, pick, v3);
+      x[j] = _mm512_inserti64x4(lo, _mm512_castsi512_si256(hi), 1);
+    }
+  }
+
+  // x with the signs in byte j of each qword.
+  __m512i signed_x(int j, __m512i signs) const {
+    const __m512i bit = _mm512_add_epi8(_mm512_set1_epi64(0x0706050403020100), _mm512_set1_epi8(static_cast<char>(8 * j)));
+    const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, bit);
+    return _mm512_mask_sub_epi8(x[j], negative, _mm512_setzero_si512(), x[j]);
+  }
+};
+
+struct DotIQ3_XXS : DotGrid {
   static constexpr int kBlockBytes = sizeof(BlockIQ3_XXS);
   static constexpr float kScaleFactor = 0.25f;
 
-  __m512i widen2[2];
-
-  DotIQ3_XXS() {
-    for (int i = 0; i < 8; i++) grid[i] = _mm512_load_si512(kGridIQ3_XXS + 32 * i);
-    uint64_t eight;
-    std::memcpy(&eight, kGridValues3, 8);
-    values = _mm512_set1_epi64(static_cast<int64_t>(eight));
-    alignas(64) uint8_t t[64];
-    for (int j = 0; j < 2; j++) {
-      for (int i = 0; i < 64; i++) t[i] = i % 2 ? 0x80 : static_cast<uint8_t>(i % 16 / 8 * 8 + 4 * j + i % 8 / 2);
-      widen2[j] = _mm512_load_si512(t);
-      for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(32 * j + i % 8 / 4 * 16 + 3 * (i % 4));
-      rank_shift[j] = _mm512_load_si512(t);
-    }
-    for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(7 * (i % 4));
-    sign_shift = _mm512_load_si512(t);
-  }
+  // Index bytes 0-3, or 4-7, of each qword to 16 bits; their entries 2 j and 2 j + 1 to eight bytes.
+  static constexpr Bytes64 kWiden[2] = {
+      make_bytes([](int i) { return i % 2 ? 0x80 : i % 16 / 8 * 8 + i % 8 / 2; }),
+      make_bytes([](int i) { return i % 2 ? 0x80 : i % 16 / 8 * 8 + i % 8 / 2 + 4; })};
+  static constexpr Bytes64 kRankShift[2] = {make_bytes([](int i) { return i % 8 / 4 * 16 + 3 * (i % 4); }),
+                                            make_bytes([](int i) { return i % 8 / 4 * 16 + 3 * (i % 4) + 32; })};
 
   __m512i dot(const uint8_t* block) const {
+    const __m512i values = _mm512_set1_epi64(kGridValues3Word);
     const __m512i raw = _mm512_loadu_si512(block + offsetof(BlockIQ3_XXS, q));
     const __m512i bits = _mm512_cvtepu32_epi64(load256(block + offsetof(BlockIQ3_XXS, signs_scales)));
     const __m512i signs = sign_bytes(bits);
-    const __m512i ranks[2] = {lookup256(grid, _mm512_shuffle_epi8(raw, widen2[0])),
-                              lookup256(grid, _mm512_shuffle_epi8(raw, widen2[1]))};
+    const __m512i ranks[2] = {lookup256(kGridIQ3_XXS, _mm512_shuffle_epi8(raw, kWiden[0])),
+                              lookup256(kGridIQ3_XXS, _mm512_shuffle_epi8(raw, kWiden[1]))};
     __m512i sum = _mm512_setzero_si512();
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
       const __m512i magnitude =
-          _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift[j % 2], ranks[j / 2]), values);
+          _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(kRankShift[j % 2], ranks[j / 2]), values);
       sum = _mm512_dpbusd_epi32(sum, magnitude, signed_x(j, signs));
     }
-    const __m512i scale = _mm512_or_si512(_mm512_srli_epi32(_mm512_shuffle_epi32(bits, _MM_PERM_CCAA), 27), one);
+    const __m512i scale = _mm512_or_si512(_mm512_srli_epi32(_mm512_shuffle_epi32(bits, _MM_PERM_CCAA), 27), _mm512_set1_epi32(1));
     return _mm512_mullo_epi32(sum, scale);
   }
 };
 
-struct DotIQ2_S : DotIQ2_XXS {
+// Entry j of each qword, eight 2-bit ranks, to eight bytes with junk above.
+inline __m512i entry_shift(int j) {
+  return _mm512_add_epi8(_mm512_set1_epi64(0x0e0c0a0806040200), _mm512_set1_epi8(static_cast<char>(16 * j)));
+}
+
+struct DotIQ2_S : DotGrid {
   static constexpr int kBlockBytes = sizeof(BlockIQ2_S);
+  static constexpr float kScaleFactor = 0.125f;
 
   __m512i dot(const uint8_t* block) const {
+    const __m512i values = grid2_values(), one = _mm512_set1_epi32(1);
     const __m512i signs = _mm512_cvtepu32_epi64(load256(block + offsetof(BlockIQ2_S, signs)));
     const __m512i twice = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     __m256i half[2];
@@ -236,7 +252,7 @@ struct DotIQ2_S : DotIQ2_XXS {
     __m512i sum[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++) {
-      const __m512i magnitude = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift[j], ranks), values);
+      const __m512i magnitude = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(entry_shift(j), ranks), values);
       sum[j / 2] = _mm512_dpbusd_epi32(sum[j / 2], magnitude, signed_x(j, signs));
     }
     const __m512i s = _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(block + offsetof(BlockIQ2_S, scales))));

@@ -19,7 +19,7 @@ struct PanelQ8_0 {
   static constexpr int kBlockBytes = sizeof(BlockQ8_0), kBlock = 32;
 
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
     __m512i col[4];
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
@@ -30,67 +30,53 @@ struct PanelQ8_0 {
   }
 };
 
-// 7-bit sign codes in each 32-bit lane (bits 0-27) to four full sign bytes.
-struct SignBytes {
-  __m512i shift, low7;
-  SignBytes() {
-    alignas(64) uint8_t t[64];
-    for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(i % 8 / 4 * 32 + 7 * (i % 4));
-    shift = _mm512_load_si512(t);
-    low7 = _mm512_set1_epi8(0x7f);
-  }
-  __m512i operator()(__m512i bits) const {
-    const __m512i codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(shift, bits), low7);
-    const __m512i parity = _mm512_slli_epi16(_mm512_popcnt_epi8(codes), 7);
-    return _mm512_ternarylogic_epi32(codes, parity, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
-  }
-};
+// 7-bit sign codes in each 32-bit lane (bits 0-27) to four full sign bytes of even parity.
+inline constexpr Bytes64 kSignShift = make_bytes([](int i) { return i % 8 / 4 * 32 + 7 * (i % 4); });
+
+inline __m512i sign_bytes(__m512i bits) {
+  const __m512i codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(kSignShift, bits), _mm512_set1_epi8(0x7f));
+  const __m512i parity = _mm512_slli_epi16(_mm512_popcnt_epi8(codes), 7);
+  return _mm512_ternarylogic_epi32(codes, parity, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);  // codes | parity & 128
+}
 
 // Bit indices for vpshufbitqmb: byte 4 r + e of register m takes sign bit 4 m + e of row r; a qword holds two rows.
 inline __m512i sign_bit_index(int m) {
   return _mm512_add_epi8(_mm512_set1_epi64(0x2322212003020100), _mm512_set1_epi8(static_cast<char>(4 * m)));
 }
 
+inline __m512i grid2_values() {
+  return _mm512_set1_epi32(kGridValues2[0] | kGridValues2[1] << 8 | kGridValues2[2] << 16);
+}
+
+// Byte m of each 32-bit lane, four 2-bit ranks, to four bytes with junk above.
+inline __m512i rank_shift(int m) {
+  return _mm512_add_epi8(_mm512_set1_epi64(0x2624222006040200), _mm512_set1_epi8(static_cast<char>(8 * m)));
+}
+
 struct PanelIQ2_XXS {
   static constexpr TileLayout kLayout = TileLayout::kScale32;
   static constexpr int kBlockBytes = sizeof(BlockIQ2_XXS), kBlock = 256;
 
-  __m512i grid[8], values, widen[2], rank_shift[4];
-  SignBytes sign_bytes;
-
-  PanelIQ2_XXS() {
-    for (int i = 0; i < 8; i++) grid[i] = _mm512_load_si512(kGridIQ2_XXS + 32 * i);
-    values = flip_sign_bit(_mm512_set1_epi32(kGridValues2[0] | kGridValues2[1] << 8 | kGridValues2[2] << 16));
-    alignas(64) uint8_t t[64];
-    for (int j = 0; j < 2; j++) {  // index bytes 2j, 2j+1 of each lane to 16-bit
-      for (int i = 0; i < 64; i++) t[i] = i % 2 ? 0x80 : static_cast<uint8_t>(i % 16 / 4 * 4 + 2 * j + i % 4 / 2);
-      widen[j] = _mm512_load_si512(t);
-    }
-    for (int m = 0; m < 4; m++) {  // rank byte m of each lane to four bytes
-      for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(i % 8 / 4 * 32 + 8 * m + 2 * (i % 4));
-      rank_shift[m] = _mm512_load_si512(t);
-    }
-  }
-
   // 32 weights: lanes of four grid indices, lanes of signs and scale.
-  void group(__m512i index, __m512i bits, int g, uint8_t* out) const {
-    const __m512i signs = sign_bytes(bits);
+  static void group(__m512i index, __m512i bits, int g, uint8_t* out) {
+    const __m512i values = flip_sign_bit(grid2_values()), signs = sign_bytes(bits);
+    const __mmask64 upper = _mm512_movepi8_mask(index);
 #pragma GCC unroll 2
-    for (int j = 0; j < 2; j++) {
-      const __m512i ranks = lookup256(grid, _mm512_shuffle_epi8(index, widen[j]));
+    for (int p = 0; p < 2; p++) {
+      const __m512i ranks = lookup256_plane(kPlanesIQ2_XXS[p], index, upper);
 #pragma GCC unroll 4
-      for (int m = 0; m < 4; m++) {
-        const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift[m], ranks), values);
+      for (int j = 0; j < 4; j++) {
+        const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift(j), ranks), values);
         // 128 + g becomes 128 - g.
-        const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, sign_bit_index(4 * j + m));
-        store(out + 64 * (8 * g + 4 * j + m), _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
+        const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, sign_bit_index(2 * j + p));
+        store(out + 64 * (8 * g + 2 * j + p), _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
       }
     }
     store(out + 64 * (64 + 1 + g), _mm512_or_si512(_mm512_srli_epi32(bits, 27), _mm512_set1_epi32(1)));
   }
 
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
     __m512i col[4];
     for (int i = 0; i < 4; i++) {
       load_columns4(rows, offset + 2 + 16 * i, col);
@@ -106,7 +92,7 @@ struct PanelQ2_K {
   static constexpr int kBlockBytes = sizeof(BlockQ2_K), kBlock = 256;
 
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
     const __m512i low2 = _mm512_set1_epi8(3), low4 = _mm512_set1_epi8(15);
     const __m512i lanes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
     // Byte b of each lane, twice, as two 16-bit scales: what vpmullw needs to scale four codes of at most 3 by at most 15.
@@ -144,10 +130,9 @@ struct PanelQ2_K {
 
 template <class Panel>
 void pack_panel(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, uint8_t* panel) {
-  const Panel packer;
   const auto all = [&](auto rows) {
     for (int64_t b = 0; b < n_in / Panel::kBlock; b++) {
-      packer.block(rows, b * Panel::kBlockBytes, panel + b * panel_block_bytes(Panel::kLayout));
+      Panel::block(rows, b * Panel::kBlockBytes, panel + b * panel_block_bytes(Panel::kLayout));
     }
   };
   if (n_rows == 16) all(Rows16{w, row_bytes});

@@ -62,7 +62,7 @@ struct PanelQ4_K {
   static constexpr int kBlockBytes = sizeof(BlockQ4_K), kBlock = 256;
 
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
     HeaderK4(rows, offset).store_panel(out);
     __m512i col[4];
     for (int i = 0; i < 8; i++) {  // 16 bytes: 16 weights in low nibbles, 16 a group later in high ones
@@ -81,7 +81,7 @@ struct PanelQ5_K {
   static constexpr int kBlockBytes = sizeof(BlockQ5_K), kBlock = 256;
 
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
     HeaderK4(rows, offset).store_panel(out);
     __m512i col[4], high[8];
     load_columns4(rows, offset + offsetof(BlockQ5_K, qh), high);
@@ -109,7 +109,7 @@ struct PanelQ6_K {
   static constexpr int kBlockBytes = sizeof(BlockQ6_K), kBlock = 256;
 
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
     const __m512i bias = _mm512_set1_epi8(128 - 32);
     __m512i low[4], high[4];
     for (int i = 0; i < 8; i++) {  // 16 bytes of ql; which bit pair of qh depends on the group of 32
@@ -135,7 +135,7 @@ struct PanelQ3_K {
   static constexpr int kBlockBytes = sizeof(BlockQ3_K), kBlock = 256;
 
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
     const __m512i bias = _mm512_set1_epi8(128 - 4), four = _mm512_set1_epi8(4);
     __m512i high[8], col[4];
     load_columns4(rows, offset, high);
@@ -170,29 +170,26 @@ struct PanelQ3_K {
   }
 };
 
+inline constexpr int64_t kGridValues3Word = [] {
+  uint64_t word = 0;
+  for (int i = 0; i < 8; i++) word |= static_cast<uint64_t>(kGridValues3[i]) << (8 * i);
+  return static_cast<int64_t>(word);
+}();
+
 struct PanelIQ3_XXS {
   static constexpr TileLayout kLayout = TileLayout::kScale32;
   static constexpr int kBlockBytes = sizeof(BlockIQ3_XXS), kBlock = 256;
 
-  __m512i grid[8], values, widen[2], rank_shift[2];
-  SignBytes sign_bytes;
-
-  PanelIQ3_XXS() {
-    for (int i = 0; i < 8; i++) grid[i] = _mm512_load_si512(kGridIQ3_XXS + 32 * i);
-    uint64_t eight;
-    std::memcpy(&eight, kGridValues3, 8);
-    values = flip_sign_bit(_mm512_set1_epi64(static_cast<int64_t>(eight)));
-    alignas(64) uint8_t t[64];
-    for (int j = 0; j < 2; j++) {
-      for (int i = 0; i < 64; i++) t[i] = i % 2 ? 0x80 : static_cast<uint8_t>(i % 16 / 4 * 4 + 2 * j + i % 4 / 2);
-      widen[j] = _mm512_load_si512(t);
-      for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(i % 8 / 4 * 32 + 16 * j + 3 * (i % 4));
-      rank_shift[j] = _mm512_load_si512(t);
-    }
-  }
+  // Index bytes 2 j and 2 j + 1 of each lane to 16 bits; entry j of a lane to four bytes.
+  static constexpr Bytes64 kWiden[2] = {
+      make_bytes([](int i) { return i % 2 ? 0x80 : i % 16 / 4 * 4 + i % 4 / 2; }),
+      make_bytes([](int i) { return i % 2 ? 0x80 : i % 16 / 4 * 4 + i % 4 / 2 + 2; })};
+  static constexpr Bytes64 kRankShift[2] = {make_bytes([](int i) { return i % 8 / 4 * 32 + 3 * (i % 4); }),
+                                            make_bytes([](int i) { return i % 8 / 4 * 32 + 3 * (i % 4) + 16; })};
 
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
+    const __m512i values = flip_sign_bit(_mm512_set1_epi64(kGridValues3Word));
     __m512i index[4], bits[8];
     load_columns4(rows, offset + offsetof(BlockIQ3_XXS, signs_scales), bits);
     load_columns4(rows, offset + offsetof(BlockIQ3_XXS, signs_scales) + 16, bits + 4);
@@ -201,8 +198,8 @@ struct PanelIQ3_XXS {
       const __m512i signs = sign_bytes(bits[g]);
 #pragma GCC unroll 8
       for (int m = 0; m < 8; m++) {  // four weights: index byte m of the group
-        const __m512i ranks = lookup256(grid, _mm512_shuffle_epi8(index[g % 2 * 2 + m / 4], widen[m % 4 / 2]));
-        const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift[m % 2], ranks), values);
+        const __m512i ranks = lookup256(kGridIQ3_XXS, _mm512_shuffle_epi8(index[g % 2 * 2 + m / 4], kWiden[m % 4 / 2]));
+        const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(kRankShift[m % 2], ranks), values);
         const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, sign_bit_index(m));
         store(out + 64 * (8 * g + m), _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
       }
@@ -216,19 +213,9 @@ struct PanelIQ2_S {
   static constexpr TileLayout kLayout = TileLayout::kScale16;
   static constexpr int kBlockBytes = sizeof(BlockIQ2_S), kBlock = 256;
 
-  __m512i values, rank_shift[2];
-
-  PanelIQ2_S() {
-    values = flip_sign_bit(_mm512_set1_epi32(kGridValues2[0] | kGridValues2[1] << 8 | kGridValues2[2] << 16));
-    alignas(64) uint8_t t[64];
-    for (int m = 0; m < 2; m++) {
-      for (int i = 0; i < 64; i++) t[i] = static_cast<uint8_t>(i % 8 / 4 * 32 + 8 * m + 2 * (i % 4));
-      rank_shift[m] = _mm512_load_si512(t);
-    }
-  }
-
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
+    const __m512i values = flip_sign_bit(grid2_values());
     __m512i index[8], signs[8], tail[4];
     for (int i = 0; i < 2; i++) {
       load_columns4(rows, offset + offsetof(BlockIQ2_S, q) + 16 * i, index + 4 * i);
@@ -243,7 +230,7 @@ struct PanelIQ2_S {
         const __m512i ranks = _mm512_i32gather_epi32(entry, kGridIQ2_S_padded.v, 2);
 #pragma GCC unroll 2
         for (int m = 0; m < 2; m++) {
-          const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift[m], ranks), values);
+          const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift(m), ranks), values);
           const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs[g], sign_bit_index(2 * j + m));
           store(out + 64 * (8 * g + 2 * j + m), _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
         }
@@ -275,7 +262,7 @@ struct PanelMXFP4 {
   static constexpr int kBlockBytes = sizeof(BlockMXFP4), kBlock = 32;
 
   template <class Rows>
-  void block(Rows rows, int64_t offset, uint8_t* out) const {
+  static void block(Rows rows, int64_t offset, uint8_t* out) {
     const __m512i values = flip_sign_bit(doubled_e2m1());
     __m512i col[4];
     load_columns4(rows, offset + 1, col);

@@ -6,6 +6,23 @@
 
 namespace grebe::cpu::avx512 {
 
+/// A register's worth of constants, computed at compile time.
+struct alignas(64) Bytes64 {
+  uint8_t v[64];
+  operator __m512i() const { return _mm512_load_si512(v); }
+};
+template <class F>
+constexpr Bytes64 make_bytes(F f) {
+  Bytes64 b{};
+  for (int i = 0; i < 64; i++) b.v[i] = static_cast<uint8_t>(f(i));
+  return b;
+}
+/// Sixteen-bit elements.
+template <class F>
+constexpr Bytes64 make_words(F f) {
+  return make_bytes([f](int i) { return f(i / 2) >> (i % 2 * 8); });
+}
+
 /// Sixteen rows in memory, `stride` bytes apart.
 struct Rows16 {
   const uint8_t* p;
@@ -80,14 +97,32 @@ inline __m512i add_across(const __m512i v[16]) {
 }
 
 /// 256 16-bit entries in eight registers: the low 6 bits of an index select within a pair, bits 6 and 7 the pair.
-inline __m512i lookup256(const __m512i grid[8], __m512i index) {
+inline __m512i lookup256(const uint16_t* table, __m512i index) {
+  const auto grid = [table](int i) { return _mm512_load_si512(table + 32 * i); };
   const __mmask32 m6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x40));
   const __mmask32 m7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x80));
-  const __m512i g01 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[0], index, grid[1]), m6,
-                                            _mm512_permutex2var_epi16(grid[2], index, grid[3]));
-  const __m512i g23 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid[4], index, grid[5]), m6,
-                                            _mm512_permutex2var_epi16(grid[6], index, grid[7]));
+  const __m512i g01 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid(0), index, grid(1)), m6,
+                                            _mm512_permutex2var_epi16(grid(2), index, grid(3)));
+  const __m512i g23 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid(4), index, grid(5)), m6,
+                                            _mm512_permutex2var_epi16(grid(6), index, grid(7)));
   return _mm512_mask_mov_epi16(g01, m7, g23);
+}
+
+/// The grid of IQ2_XXS in two byte planes: ranks of weights 0-3 and 4-7 of each entry.
+struct PlanesIQ2_XXS {
+  alignas(64) uint8_t v[2][256] = {};
+  constexpr PlanesIQ2_XXS() {
+    for (int i = 0; i < 512; i++) v[i / 256][i % 256] = static_cast<uint8_t>(kGridIQ2_XXS[i % 256] >> (i / 256 * 8));
+  }
+  constexpr const uint8_t* operator[](int p) const { return v[p]; }
+};
+inline constexpr PlanesIQ2_XXS kPlanesIQ2_XXS;
+
+/// 64 byte lookups in 256 bytes; `upper` is bit 7 of the indices.
+inline __m512i lookup256_plane(const uint8_t* plane, __m512i index, __mmask64 upper) {
+  const auto part = [plane](int i) { return _mm512_load_si512(plane + 64 * i); };
+  return _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(part(0), index, part(1)), upper,
+                              _mm512_permutex2var_epi8(part(2), index, part(3)));
 }
 
 /// kGridIQ2_S with room for 32-bit gathers of its last entry.
