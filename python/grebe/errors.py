@@ -133,6 +133,9 @@ class StorageError(GrebeError, OSError):
         self.filename = path or None
         self.errno = errno
 
+    def __reduce__(self) -> tuple[type[StorageError], tuple[object, ...]]:
+        return type(self), (self.args[0], self.path, self.errno)
+
     def __str__(self) -> str:
         """The message alone: it already names the file and the reason."""
         return str(self.args[0])

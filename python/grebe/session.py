@@ -191,8 +191,9 @@ class Session:
         Example:
             >>> import grebe
             >>> s = grebe.Model.load().session(n_ctx=256)
-            >>> [event.token for event in s.generate("Once upon a time", max_tokens=3)] ==
-            s.tokens[-3:] True
+            >>> tokens = [e.token for e in s.generate("Once upon a time", max_tokens=3)]
+            >>> s.tokens[-3:] == tokens
+            True
         """
         return Generation(
             self,
