@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
 import threading
@@ -343,9 +344,9 @@ def test_max_tokens_range(session):
 def test_break_keeps_the_session_usable(session):
     generation = session.generate(PROMPT, max_tokens=50)
     for event in generation:
+        assert event.finish_reason is None
         if len(generation.tokens) == 3:
             break
-    assert event.finish_reason is None
     assert session.tokens == PROMPT + GREEDY[:2]
     assert session.prefill(PROMPT + GREEDY[:4]) == 2
 
@@ -378,7 +379,7 @@ def test_stop_filter_does_not_depend_on_the_cuts(stops, text, cuts):
     expected = text[: min(ends)[1]] if ends else text
     stop, out, found = StopFilter(stops), "", False
     edges = sorted({0, len(text), *(c for c in cuts if c <= len(text))})
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         piece, found = stop.feed(text[a:b])
         out += piece
         # Only what may be the beginning of a stop string is held back.
