@@ -12,4 +12,5 @@ NB_MODULE(_engine, m) {
   grebe::bind::bind_model(m);
   grebe::bind::bind_session(m);
   grebe::bind::bind_ops(m);
+  grebe::bind::bind_backend_ops(m);
 }
