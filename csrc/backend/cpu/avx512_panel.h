@@ -132,6 +132,11 @@ template <class Panel>
 void pack_panel(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, uint8_t* panel) {
   const auto all = [&](auto rows) {
     for (int64_t b = 0; b < n_in / Panel::kBlock; b++) {
+      // The next panel's rows: sixteen short streams are more than the hardware follows.
+      for (int r = 0; r < 16; r++) {
+        const char* ahead = reinterpret_cast<const char*>(rows.p + (16 + r) * row_bytes + b * Panel::kBlockBytes);
+        for (int i = 0; i < Panel::kBlockBytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
+      }
       Panel::block(rows, b * Panel::kBlockBytes, panel + b * panel_block_bytes(Panel::kLayout));
     }
   };

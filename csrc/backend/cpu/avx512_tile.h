@@ -81,7 +81,8 @@ void pack_tile(const ActRow* x, int n, int64_t n_in, uint8_t* tile) {
 }
 
 template <TileLayout L, int T>
-void multiply_tile(const uint8_t* panel, __mmask16 mask, int64_t n_in, const uint8_t* tile, float* y, int64_t y_stride) {
+void multiply_tile(const uint8_t* panel, __mmask16 mask, int64_t n_in, const uint8_t* tile, float* y, int64_t y_stride,
+                   bool resume) {
   constexpr int kQuads = layout_quads(L);
   constexpr bool kScaled = L == TileLayout::kScale16 || L == TileLayout::kScale32 || L == TileLayout::kScaleMins;
   constexpr bool kMinima = L == TileLayout::kMins || L == TileLayout::kScaleMins;
@@ -89,7 +90,7 @@ void multiply_tile(const uint8_t* panel, __mmask16 mask, int64_t n_in, const uin
   const auto load = [](const void* p) { return _mm512_load_si512(p); };
   const auto load_ps = [](const void* p) { return _mm512_load_ps(p); };
   __m512 acc[T];
-  for (int t = 0; t < T; t++) acc[t] = _mm512_setzero_ps();
+  for (int t = 0; t < T; t++) acc[t] = resume ? _mm512_maskz_loadu_ps(mask, y + t * y_stride) : _mm512_setzero_ps();
   const int64_t n_blocks = n_in / (4 * kQuads);
   for (int64_t b = 0; b < n_blocks; b++, panel += panel_block_bytes(L), tile += tile_block_bytes(L) * T) {
     const int32_t* const q = reinterpret_cast<const int32_t*>(tile);
@@ -149,12 +150,13 @@ void multiply_tile(const uint8_t* panel, __mmask16 mask, int64_t n_in, const uin
 }
 
 template <TileLayout L>
-void multiply(const uint8_t* panel, int64_t n_rows, int64_t n_in, const uint8_t* tile, int n, float* y, int64_t y_stride) {
+void multiply(const uint8_t* panel, int64_t n_rows, int64_t n_in, const uint8_t* tile, int n, float* y, int64_t y_stride,
+              bool resume) {
   const __mmask16 mask = static_cast<__mmask16>((1u << n_rows) - 1);
   static_assert(kMaxTile == 12);
   switch (n) {
 #define GREBE_TILE_(T) \
-  case T: return multiply_tile<L, T>(panel, mask, n_in, tile, y, y_stride)
+  case T: return multiply_tile<L, T>(panel, mask, n_in, tile, y, y_stride, resume)
     GREBE_TILE_(1);
     GREBE_TILE_(2);
     GREBE_TILE_(3);

@@ -46,9 +46,10 @@ struct QuantKernels {
 struct LayoutKernels {
   int64_t panel_block_bytes = 0;  ///< bytes of a panel per block of n_in
   int64_t tile_block_bytes = 0;   ///< bytes of a tile per block of n_in and row of x
-  /// y[t * y_stride + r] for the n rows of x in a tile and n_rows <= panel_rows.
-  void (*multiply)(const uint8_t* panel, int64_t n_rows, int64_t n_in, const uint8_t* tile, int n, float* y,
-                   int64_t y_stride) = nullptr;
+  /// y[t * y_stride + r] for the n rows of x in a tile and n_rows <= panel_rows. `resume`: go on from the sums in y, so that a
+  /// long row can be cut into parts of whole blocks without changing a bit.
+  void (*multiply)(const uint8_t* panel, int64_t n_rows, int64_t n_in, const uint8_t* tile, int n, float* y, int64_t y_stride,
+                   bool resume) = nullptr;
   void (*pack_tile)(const ActRow* x, int n, int64_t n_in, uint8_t* tile) = nullptr;
 };
 

@@ -53,6 +53,7 @@ KernelTable make_table() {
   t.isa = Isa::kAvx512;
   t.panel_rows = kRows;
   t.max_tile = kMaxTile;
+  t.min_tile_rows = 3;
   fill_common(t);
   t.quantize = quantize_avx512;
   t.layouts[static_cast<int>(TileLayout::k32)] = layout_kernels<TileLayout::k32>();

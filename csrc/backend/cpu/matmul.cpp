@@ -11,6 +11,9 @@ namespace {
 
 // Panels kept at a time while all tiles of x pass: 64 rows of 4096 are 256 KiB, a part of L2.
 constexpr int64_t kPanelGroup = 4;
+// Up to this many tiles of x, panels are packed in parts of kPartWeights per row: 16 rows of 1024 are 19 KiB.
+constexpr int64_t kFewTiles = 4;
+constexpr int64_t kPartWeights = 1024;
 // Rows converted at a time for the float kernels; more would leave L2.
 constexpr int64_t kConvertRows = 16;
 // Below this many values quantizing x is quicker than waking the pool.
@@ -59,23 +62,40 @@ void Matmul::Impl::multiply_rows(const Weight& w, int64_t i_expert, int64_t row,
     }
     return;
   }
-  const LayoutKernels& layout = k.layouts[static_cast<int>(quant.layout)];
-  const int64_t n_blocks = w.n_in / dtype_info(w.dtype).block_size;
-  const int64_t panel_bytes = align64(layout.panel_block_bytes * n_blocks);
-  const int64_t tile_bytes = layout.tile_block_bytes * n_blocks;
-  const int64_t group_rows = k.panel_rows * (acts.tiling.n_tiles > 1 ? kPanelGroup : 1);
-  uint8_t* panels = thread_scratch[thread].grow(panel_bytes * kPanelGroup);
+  multiply_tiles(w, rows, n_rows, acts, y, y_stride, thread);
+}
+
+void Matmul::Impl::multiply_tiles(const Weight& w, const uint8_t* rows, int64_t n_rows, const Acts& acts, float* y,
+                                  int64_t y_stride, int thread) {
+  const int64_t row_bytes = static_cast<int64_t>(w.row_bytes());
+  const DTypeInfo info = dtype_info(w.dtype);
+  const QuantKernels& quant = quant_kernels(k, w.dtype);
+  const LayoutKernels& layout = layout_kernels(k, w.dtype);
+  const int64_t n_blocks = w.n_in / info.block_size;
+  const int64_t tile_bytes = layout.tile_block_bytes * n_blocks;  // per row of x
+  // With few tiles packing matters: short parts of a panel stay in L1 between packing and use. With many tiles
+  // whole panels are packed, several at a time, so that x passes less often.
+  const bool few = acts.tiling.n_tiles <= kFewTiles;
+  const int64_t part_blocks = few ? kPartWeights / info.block_size : n_blocks;
+  const int64_t group_rows = k.panel_rows * (few ? 1 : kPanelGroup);
+  const int64_t panel_bytes = align64(layout.panel_block_bytes * part_blocks);
+  uint8_t* panels = thread_scratch[thread].grow(panel_bytes * (few ? 1 : kPanelGroup));
   for (int64_t begin = 0; begin < n_rows; begin += group_rows) {
     const int64_t end = std::min(n_rows, begin + group_rows);
-    for (int64_t r = begin; r < end; r += k.panel_rows) {
-      quant.pack_panel(rows + r * row_bytes, row_bytes, std::min<int64_t>(k.panel_rows, end - r), w.n_in,
-                       panels + (r - begin) / k.panel_rows * panel_bytes);
-    }
-    for (int64_t i = 0; i < acts.tiling.n_tiles; i++) {
-      const int64_t t = acts.tiling.begin(i);
+    for (int64_t block = 0; block < n_blocks; block += part_blocks) {
+      const int64_t n_in = std::min(part_blocks, n_blocks - block) * info.block_size;
       for (int64_t r = begin; r < end; r += k.panel_rows) {
-        layout.multiply(panels + (r - begin) / k.panel_rows * panel_bytes, std::min<int64_t>(k.panel_rows, end - r), w.n_in,
-                        acts.tiles + t * tile_bytes, acts.tiling.size(i), y + t * y_stride + r, y_stride);
+        quant.pack_panel(rows + r * row_bytes + block * info.block_bytes, row_bytes, std::min<int64_t>(k.panel_rows, end - r),
+                         n_in, panels + (r - begin) / k.panel_rows * panel_bytes);
+      }
+      for (int64_t i = 0; i < acts.tiling.n_tiles; i++) {
+        const int64_t t = acts.tiling.begin(i);
+        const int count = acts.tiling.size(i);
+        const uint8_t* tile = acts.tiles + t * tile_bytes + block * layout.tile_block_bytes * count;
+        for (int64_t r = begin; r < end; r += k.panel_rows) {
+          layout.multiply(panels + (r - begin) / k.panel_rows * panel_bytes, std::min<int64_t>(k.panel_rows, end - r), n_in, tile,
+                          count, y + t * y_stride + r, y_stride, block > 0);
+        }
       }
     }
   }

@@ -138,6 +138,8 @@ struct Matmul::Impl {
   /// y[t * y_stride + r] for r < n_rows, weight rows from `row`, all rows of `acts`.
   void multiply_rows(const Weight& w, int64_t i_expert, int64_t row, int64_t n_rows, const Acts& acts, float* y,
                      int64_t y_stride, int thread);
+  void multiply_tiles(const Weight& w, const uint8_t* rows, int64_t n_rows, const Acts& acts, float* y, int64_t y_stride,
+                      int thread);
   void multiply_float(const Weight& w, int64_t i_expert, int64_t row, int64_t n_rows, const Acts& acts, float* y,
                       int64_t y_stride, int thread);
   /// Weight rows in one task of the pool, for `n_rows` rows in all.
