@@ -8,7 +8,8 @@ JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PIP    := $(PY) -m pip --disable-pip-version-check
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src python/grebe -type f -not -name '*.pyc')
-CPP     := $(shell find csrc src tests/native -name '*.h' -o -name '*.cpp')
+# The engine joins this list when it is formatted as a whole.
+CPP     := $(wildcard src/*.h src/*.cpp)
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 

@@ -28,7 +28,9 @@ def ours(model_path: str, depth: int, n_prefill: int, n_decode: int, threads: in
     import numpy as np
 
     model = grebe.Model.load(model_path, n_threads=threads)
-    ids = np.random.default_rng(5).integers(300, model.config.vocab_size, depth + n_prefill).tolist()
+    ids = (
+        np.random.default_rng(5).integers(300, model.config.vocab_size, depth + n_prefill).tolist()
+    )
     s = model.session(depth + n_prefill + n_decode + 64)
     s.prefill(ids[: max(depth, 8)])  # a short warm-up at depth 0 pages the dense weights in
     if depth == 0:
@@ -42,7 +44,11 @@ def ours(model_path: str, depth: int, n_prefill: int, n_decode: int, threads: in
         started = time.perf_counter()
         decode.decode(ids[i])
         steps.append(time.perf_counter() - started)
-    rss = [int(x.split()[1]) for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon")]
+    rss = [
+        int(x.split()[1])
+        for x in Path("/proc/self/status").read_text().splitlines()
+        if x.startswith("RssAnon")
+    ]
     print(
         json.dumps(
             {
@@ -112,9 +118,21 @@ def main() -> None:
         if a.llama_bench:
             for what in ("prefill", "decode"):
                 row[f"{what} ratio"] = medians["grebe", what] / medians["llama.cpp", what]
-            print(f"{depth:5}  ratio       {row['prefill ratio']:7.2f}x               {row['decode ratio']:7.2f}x", flush=True)
+            print(
+                f"{depth:5}  ratio       {row['prefill ratio']:7.2f}x               {row['decode ratio']:7.2f}x",
+                flush=True,
+            )
         rows.append(row)
-    print(json.dumps({"benchmark": "compare_llama_cpp", "model": Path(a.model).name, "threads": a.threads, "rows": rows}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "compare_llama_cpp",
+                "model": Path(a.model).name,
+                "threads": a.threads,
+                "rows": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ def print_table(name: str, comment: str, values: list[int]) -> None:
 
 
 print("// Written by tools/make_quant_tables.py; do not edit.")
-print_table("kGridIQ2_XXS", "Eight 2-bit ranks an entry, into kGridValues2.", packed_grid(quants.IQ2_XXS, 2))
-print_table("kGridIQ2_S", "Eight 2-bit ranks an entry, into kGridValues2.", packed_grid(quants.IQ2_S, 2))
-print_table("kGridIQ3_XXS", "Four 3-bit ranks an entry, into kGridValues3.", packed_grid(quants.IQ3_XXS, 3))
+print_table(
+    "kGridIQ2_XXS", "Eight 2-bit ranks an entry, into kGridValues2.", packed_grid(quants.IQ2_XXS, 2)
+)
+print_table(
+    "kGridIQ2_S", "Eight 2-bit ranks an entry, into kGridValues2.", packed_grid(quants.IQ2_S, 2)
+)
+print_table(
+    "kGridIQ3_XXS", "Four 3-bit ranks an entry, into kGridValues3.", packed_grid(quants.IQ3_XXS, 3)
+)

@@ -45,7 +45,10 @@ def test_official_rounding(name: str) -> None:
 
 def test_rounding_is_not_a_no_op() -> None:
     """The two graphs differ visibly, so the tests above can tell them apart."""
-    assert relative_rms(models.expected("tiny_gguf", "qat"), models.expected("tiny_gguf", "none")) > 0.03
+    assert (
+        relative_rms(models.expected("tiny_gguf", "qat"), models.expected("tiny_gguf", "none"))
+        > 0.03
+    )
 
 
 @pytest.mark.parametrize("name", models.FIXTURES)

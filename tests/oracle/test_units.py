@@ -23,12 +23,18 @@ def ops(request: pytest.FixtureRequest) -> grebe._engine.BackendOps:
 def test_rope_frequencies(kind: str, compressed: bool) -> None:
     expected = UNITS[f"rope_inv_freq_{kind}"]
     ours = engine.rope_frequencies(compressed)
-    assert np.abs(ours / expected - 1).max() <= 2.0**-23  # one unit in the last place: powf differs between libraries
+    assert (
+        np.abs(ours / expected - 1).max() <= 2.0**-23
+    )  # one unit in the last place: powf differs between libraries
 
 
 @pytest.mark.parametrize(
     ("name", "compressed", "inverse"),
-    [("rope_main", False, False), ("rope_compress", True, False), ("rope_compress_inverse", True, True)],
+    [
+        ("rope_main", False, False),
+        ("rope_compress", True, False),
+        ("rope_compress_inverse", True, True),
+    ],
 )
 def test_rope_up_to_the_last_position(name: str, compressed: bool, inverse: bool) -> None:
     assert UNITS["rope_pos"].max() == 1048575
@@ -38,7 +44,9 @@ def test_rope_up_to_the_last_position(name: str, compressed: bool, inverse: bool
     same = engine.rope_frequencies(compressed) == UNITS[f"rope_inv_freq_{kind}"]
     assert same.mean() > 0.6
     channels = np.concatenate([np.ones(448, bool), np.repeat(same, 2)])
-    assert np.abs(ours - UNITS[name])[..., channels].max() <= 1e-6 * np.abs(UNITS["rope_x"]).max() * 2
+    assert (
+        np.abs(ours - UNITS[name])[..., channels].max() <= 1e-6 * np.abs(UNITS["rope_x"]).max() * 2
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -130,7 +138,9 @@ def test_attention_shapes(ops: grebe._engine.BackendOps, n_rows: int, heads: int
     assert np.abs(ops.attention(q, rows, sinks) - expected).max() <= 5e-6
 
 
-def reference_selection(q: NDArray, w: NDArray, rows: NDArray, visible: int, top_k: int) -> list[int]:
+def reference_selection(
+    q: NDArray, w: NDArray, rows: NDArray, visible: int, top_k: int
+) -> list[int]:
     heads, d = q.shape
     score = (np.maximum(q.astype(np.float64) @ rows[:visible].T, 0) * w[:, None]).sum(0)
     chosen = sorted(np.argsort(-score / np.sqrt(d * heads), kind="stable")[:top_k].tolist())
@@ -161,9 +171,11 @@ def test_index_selection_ties_go_to_the_lowest_row(ops: grebe._engine.BackendOps
 
 def test_swiglu(ops: grebe._engine.BackendOps) -> None:
     gate, up = UNITS["swiglu_gate"], UNITS["swiglu_up"]
-    n, ff = gate.shape
+    _n, ff = gate.shape
     x = np.concatenate([gate, up], axis=1)
     eye, zero = np.eye(ff, dtype=np.float32), np.zeros((ff, ff), np.float32)
-    y = ops.swiglu_mlp(x, np.hstack([eye, zero]), np.hstack([zero, eye]), np.vstack([eye, zero]), 10.0)
+    y = ops.swiglu_mlp(
+        x, np.hstack([eye, zero]), np.hstack([zero, eye]), np.vstack([eye, zero]), 10.0
+    )
     assert np.abs(y[:, :ff] - UNITS["swiglu_out"]).max() <= 1e-6 * np.abs(UNITS["swiglu_out"]).max()
     assert not y[:, ff:].any()

@@ -41,9 +41,7 @@ names = st.sampled_from(MODELS)
 def test_any_cut_any_threads(name: str, at: list[int], n_threads: int, chunk: int) -> None:
     s = models.load(name, n_threads=n_threads, prefill_chunk=chunk).session()
     ids = sequence(name)
-    parts = [
-        s.evaluate(ids[a:b]) for a, b in zip([0, *at], [*at, N], strict=True)
-    ]
+    parts = [s.evaluate(ids[a:b]) for a, b in zip([0, *at], [*at, N], strict=True)]
     assert np.array_equal(np.concatenate(parts), truth(name))
 
 
@@ -74,7 +72,9 @@ def test_rewind_and_replay(name: str, length: int, back: int, forward: int) -> N
         assert np.array_equal(s.logits, truth(name)[back - 1])
     forward = min(forward, N - back)
     if forward:
-        assert np.array_equal(s.evaluate(ids[back : back + forward]), truth(name)[back : back + forward])
+        assert np.array_equal(
+            s.evaluate(ids[back : back + forward]), truth(name)[back : back + forward]
+        )
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,7 +106,9 @@ def test_snapshot_and_restore(name: str, at: int) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(names, st.lists(st.tuples(st.integers(0, N - 1), st.integers(1, 60)), min_size=4, max_size=4))
+@given(
+    names, st.lists(st.tuples(st.integers(0, N - 1), st.integers(1, 60)), min_size=4, max_size=4)
+)
 def test_company_in_a_step(name: str, where: list[tuple[int, int]]) -> None:
     """Rows of four sessions in one step: each as if it were alone."""
     model = models.load(name)
@@ -140,7 +142,9 @@ class Walk:
 @given(
     names,
     st.lists(
-        st.tuples(st.sampled_from(["prefill", "decode", "rewind", "fork", "restore"]), st.integers(1, N)),
+        st.tuples(
+            st.sampled_from(["prefill", "decode", "rewind", "fork", "restore"]), st.integers(1, N)
+        ),
         min_size=3,
         max_size=12,
     ),
