@@ -1,5 +1,7 @@
 #include "core/thread_pool.h"
 
+#include <unistd.h>
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -20,12 +22,16 @@ constexpr int kSpins = 2000;
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads < 1 ? 1 : n_threads) {
+ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads < 1 ? 1 : n_threads), pid_(getpid()) {
   threads_.reserve(n_threads_ - 1);
   for (int i = 1; i < n_threads_; i++) threads_.emplace_back([this, i] { worker_main(i); });
 }
 
 ThreadPool::~ThreadPool() {
+  if (pid_ != getpid()) {  // a forked child: the threads exist only in the parent
+    for (std::thread& t : threads_) t.detach();
+    return;
+  }
   stopping_.store(true);
   epoch_.fetch_add(1);
   epoch_.notify_all();

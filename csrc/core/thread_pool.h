@@ -43,6 +43,7 @@ class ThreadPool {
   void worker_main(int thread);
 
   int n_threads_;
+  int pid_;  // of the process that has the threads
   std::vector<std::thread> threads_;
 
   // The job. Written by run() before epoch_ is bumped, read by workers after they see the new epoch.

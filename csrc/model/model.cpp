@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "grebe.h"
@@ -32,6 +34,7 @@ std::shared_ptr<Model> Model::load(const std::string& path, const LoadOptions& o
   std::shared_ptr<Model> model(new Model());
   Impl& m = *model->impl_;
   m.options = options;
+  m.pid = getpid();
   m.file = GgufFile::open(path);
   m.config = ModelConfig::from_gguf(*m.file);
   m.weights = ModelWeights::from_gguf(*m.file, m.config);
@@ -73,6 +76,9 @@ std::shared_ptr<Session> Model::session(int64_t n_ctx) {
 
 void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) {
   if (inputs.empty()) return;
+  if (impl_->pid != getpid()) {
+    throw Error("the model was loaded before this process was forked and its threads stayed in the parent; load it again here");
+  }
   int64_t n_rows = 0, n_logits = 0;
   std::vector<std::unique_lock<std::mutex>> held;
   for (size_t i = 0; i < inputs.size(); i++) {
@@ -108,7 +114,7 @@ void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) 
     Session::Impl& s = *in.session->impl_;
     const int64_t n = static_cast<int64_t>(in.tokens.size()), end = s.kv.pos() + n;
     s.kv.reserve(n);
-    s.tokens.reserve(s.tokens.size() + n);
+    s.tokens.reserve(n);
     // The last few aligned positions of the step get a checkpoint.
     const int64_t last_aligned = end / kCheckpointTokens * kCheckpointTokens;
     const int64_t oldest = std::max(s.kv.pos(), last_aligned - kCheckpointsPerStep * kCheckpointTokens);
@@ -137,7 +143,7 @@ void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) 
   const float* next = logits.data() + before;
   for (size_t i = 0; i < inputs.size(); i++) {
     Session::Impl& s = *inputs[i].session->impl_;
-    s.tokens.insert(s.tokens.end(), inputs[i].tokens.begin(), inputs[i].tokens.end());
+    s.tokens.append(inputs[i].tokens);
     for (auto& checkpoint : checkpoints[i]) s.kv.add_checkpoint(std::move(checkpoint));
     next += forward[i].n_logits * vocab;
     if (forward[i].n_logits > 0) std::copy(next - vocab, next, last[i].begin());

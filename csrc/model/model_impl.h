@@ -8,6 +8,7 @@
 #include "grebe.h"
 #include "model/forward.h"
 #include "session/kv_state.h"
+#include "session/token_log.h"
 
 namespace grebe {
 
@@ -20,6 +21,7 @@ struct Model::Impl {
   std::string fingerprint;
   std::unique_ptr<Backend> backend;
   std::unique_ptr<KvLayout> layout;
+  int pid = 0;       // of the process that loaded it and has its threads
   std::mutex mutex;  // one step at a time: scratch and threads are shared
   std::unique_ptr<Forward> forward;
 };
@@ -28,7 +30,7 @@ struct Session::Impl {
   std::shared_ptr<Model> model;
   int64_t n_ctx = 0;
   KvState kv;
-  std::vector<int32_t> tokens;  // what kv covers
+  TokenLog tokens;            // what kv covers
   std::vector<float> logits;    // of the last token; empty when not computed
   mutable std::mutex busy;      // held by the one caller that uses the session
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/shared.h"
 
 namespace grebe {
 
@@ -84,7 +85,7 @@ uint64_t KvState::n_bytes() const {
 uint64_t KvState::checkpoint_bytes() const { return checkpoints_.size() * (ring_.bytes() + pools_.bytes()); }
 
 void KvState::own_table() {
-  if (table_.use_count() > 1) table_ = std::make_shared<BlockTable>(*table_);
+  if (!sole_owner(table_)) table_ = std::make_shared<BlockTable>(*table_);
 }
 
 void KvState::reserve(int64_t n) {
@@ -94,7 +95,7 @@ void KvState::reserve(int64_t n) {
   own_table();
   const auto fresh = [&] { return std::make_shared<DeviceMemory>(*backend_, layout_->block_bytes, "a KV block"); };
   for (size_t i = first; i < end; i++) {
-    if (i < table_->blocks.size() && table_->blocks[i].use_count() == 1) continue;
+    if (i < table_->blocks.size() && sole_owner(table_->blocks[i])) continue;
     std::shared_ptr<DeviceMemory> block = fresh();
     if (i < table_->blocks.size()) {
       std::memcpy(block->data(), table_->blocks[i]->data(), layout_->block_bytes);

@@ -36,7 +36,7 @@ Session::~Session() = default;
 
 const std::shared_ptr<Model>& Session::model() const { return impl_->model; }
 bool Session::has_logits() const { return !impl_->logits.empty(); }
-std::span<const int32_t> Session::tokens() const { return impl_->tokens; }
+std::span<const int32_t> Session::tokens() const { return impl_->tokens.view(); }
 int64_t Session::pos() const { return impl_->kv.pos(); }
 int64_t Session::n_ctx() const { return impl_->n_ctx; }
 uint64_t Session::n_bytes() const { return impl_->kv.n_bytes(); }
@@ -76,7 +76,7 @@ void append(Session& session, std::span<const int32_t> tokens, std::vector<float
 void go_back(Session::Impl& s, int64_t target) {
   if (s.kv.pos() <= target) return;
   s.kv.restore(s.kv.find_checkpoint(target));
-  s.tokens.resize(s.kv.pos());
+  s.tokens.truncate(s.kv.pos());
   s.logits.clear();
 }
 
@@ -89,7 +89,7 @@ int64_t Session::prefill(std::span<const int32_t> tokens, const Progress& progre
     if (goal.empty()) throw InvalidArgument("prefill: no tokens; expected at least 1");
     impl_->check_tokens(goal);
     impl_->check_room(static_cast<int64_t>(goal.size()));
-    const auto& have = impl_->tokens;
+    const std::span<const int32_t> have = impl_->tokens.view();
     const int64_t common = std::mismatch(have.begin(), have.end(), goal.begin(), goal.end()).first - have.begin();
     const int64_t size = static_cast<int64_t>(goal.size());
     if (common == size && pos() == size && has_logits()) return 0;
@@ -131,7 +131,8 @@ int64_t Session::rewind(int64_t target, const Progress& progress) {
       throw InvalidArgument("rewind: position " + std::to_string(target) + "; expected 0.." + std::to_string(pos()));
     }
     if (target == pos()) return 0;
-    const std::vector<int32_t> goal(impl_->tokens.begin(), impl_->tokens.begin() + target);
+    const std::span<const int32_t> have = impl_->tokens.view().first(target);
+    const std::vector<int32_t> goal(have.begin(), have.end());
     go_back(*impl_, std::max<int64_t>(target - 1, 0));  // one token at least is replayed, for its logits
     replay.assign(goal.begin() + pos(), goal.end());
   }

@@ -75,7 +75,7 @@ std::vector<uint8_t> Session::snapshot() const {
     out.insert(out.end(), p, p + n);
   };
   put(&h, sizeof h);
-  put(impl_->tokens.data(), impl_->tokens.size() * sizeof(int32_t));
+  put(impl_->tokens.view().data(), impl_->tokens.view().size_bytes());
   put(kv.ring_data(), m.layout->ring_bytes);
   put(kv.pools(), m.layout->pool_bytes());
   for_streams(*m.layout, kv, kv.pos(), [&](const RowStream& rows, int64_t n) {
@@ -126,9 +126,11 @@ std::shared_ptr<Session> Model::restore(std::span<const uint8_t> bytes) {
     p += n;
   };
   std::shared_ptr<Session> s = session(h.n_ctx);
-  s->impl_->tokens.resize(h.n_tokens);
-  get(s->impl_->tokens.data(), h.n_tokens * sizeof(int32_t));
-  s->impl_->check_tokens(s->impl_->tokens);
+  std::vector<int32_t> tokens(h.n_tokens);
+  get(tokens.data(), tokens.size() * sizeof(int32_t));
+  s->impl_->check_tokens(tokens);
+  s->impl_->tokens.reserve(h.n_tokens);
+  s->impl_->tokens.append(tokens);
   if (h.n_tokens > 0) kv.reserve(h.n_tokens);
   get(kv.ring_data(), m.layout->ring_bytes);
   get(kv.pools(), m.layout->pool_bytes());
