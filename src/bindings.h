@@ -28,6 +28,7 @@ void bind_model(nb::module_& m);
 void bind_session(nb::module_& m);
 void bind_ops(nb::module_& m);
 void bind_backend_ops(nb::module_& m);
+void bind_bench_ops(nb::module_& m);
 
 /// Token ids from a list, a tuple, any other iterable of integers, or a 1-d integer array. Throws
 /// InvalidArgument that names `what`, the index, the value and the range: a bool, a float or an id

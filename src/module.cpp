@@ -13,4 +13,5 @@ NB_MODULE(_engine, m) {
   grebe::bind::bind_session(m);
   grebe::bind::bind_ops(m);
   grebe::bind::bind_backend_ops(m);
+  grebe::bind::bind_bench_ops(m);
 }

@@ -53,6 +53,19 @@ struct Forward::Step {
 namespace {
 constexpr int32_t kRatios[2] = {4, 128};
 int ratio_index(int32_t ratio) { return ratio == 4 ? 0 : 1; }
+
+void require_finite(const float* x, int64_t n, const char* what, int32_t token) {
+  float lanes[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; j++) lanes[j] += x[i + j] * 0.f;  // 0, or NaN for NaN and infinity
+  for (; i < n; i++) lanes[0] += x[i] * 0.f;
+  for (int j = 1; j < 16; j++) lanes[0] += lanes[j];
+  if (lanes[0] == 0.f) return;
+  throw BackendError(std::string("the model produced ") + what + " that are not finite after token " + std::to_string(token) +
+                         "; its weights are damaged or of another architecture",
+                     "forward");
+}
 }  // namespace
 
 Forward::Forward(Backend& backend, const ModelConfig& config, const ModelWeights& weights, const KvLayout& layout)
@@ -198,15 +211,12 @@ void Forward::run(std::span<const ForwardInput> inputs, float* logits) {
   backend_.commit();
   backend_.wait();
 
-  // Streams that are not finite would poison the cache: refuse the step before anything is accepted.
+  // Numbers that are not finite would poison the cache: refuse the step before anything is accepted.
   const int64_t width = int64_t{config_.hc_mult} * config_.hidden_size;
-  for (int64_t i = 0; i < step.n; i++) {
-    float sum = 0.f;
-    for (int64_t j = 0; j < width; j++) sum += s.X[i * width + j] * 0.f;
-    if (!(sum == 0.f)) {
-      throw BackendError("the model produced numbers that are not finite at row " + std::to_string(i) +
-                             " of the step (token " + std::to_string(s.tokens[i]) + "); the weights are damaged",
-                         "forward");
+  for (int64_t i = 0; i < step.n; i++) require_finite(s.X + i * width, width, "hidden state", s.tokens[i]);
+  for (size_t i = 0; i < inputs.size(); i++) {
+    for (int64_t r = 0; r < inputs[i].n_logits; r++, logits += weights_.output.n_out) {
+      require_finite(logits, weights_.output.n_out, "logits", inputs[i].tokens[inputs[i].tokens.size() - inputs[i].n_logits + r]);
     }
   }
 }

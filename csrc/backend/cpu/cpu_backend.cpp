@@ -241,7 +241,7 @@ class CpuBackend final : public Backend {
     // A unit is a query and a range of heads; whole queries unpack each row once, so heads are split only for parallelism.
     const int32_t head_groups = (n_heads + 15) / 16;
     int32_t split = 1;
-    while (split < head_groups && n * split < 2 * pool_.size()) split *= 2;
+    while (split < head_groups && n * split < pool_.size()) split *= 2;
     split = std::min(split, head_groups);
     const int32_t unit_heads = (head_groups + split - 1) / split * 16;
     const int64_t floats = attention_scratch_floats(unit_heads, format.head_dim);
