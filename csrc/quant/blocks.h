@@ -3,6 +3,7 @@
 // Alignment is at most 2, so a struct may be laid over any even address; 32-bit fields are kept as u16 pairs or bytes.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace grebe {

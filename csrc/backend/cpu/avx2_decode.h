@@ -136,20 +136,25 @@ inline __m256i parity_signs(uint32_t bits) {
   return _mm256_setr_epi64x(mask(0), mask(1), mask(2), mask(3));
 }
 
+// 2 s + 1 from the top bits of eight words, each for two groups of 16.
+inline __m256i scales_of_words(__m256i bits) {
+  const __m256i s = _mm256_or_si256(_mm256_srli_epi32(bits, 27), _mm256_set1_epi32(1));
+  return _mm256_or_si256(s, _mm256_slli_epi32(s, 16));
+}
+
 struct DecodeIQ2_XXS {
   using Block = BlockIQ2_XXS;
   static constexpr bool kMinima = false;
   static constexpr float kScaleFactor = 0.125f;
   static void codes(const uint8_t* p, Codes& c) {
-    alignas(32) int16_t scales[16];
     for (int g = 0; g < 8; g++) {
       const uint8_t* q = p + 2 + 8 * g;
-      const uint32_t bits = load_u32(q + 4);
       const auto entry = [q](int j) { return static_cast<int64_t>(kBytesIQ2_XXS[q[j]]); };
-      c.u[g] = apply_signs(_mm256_setr_epi64x(entry(0), entry(1), entry(2), entry(3)), parity_signs(bits));
-      scales[2 * g] = scales[2 * g + 1] = static_cast<int16_t>(bits >> 27 | 1);
+      c.u[g] = apply_signs(_mm256_setr_epi64x(entry(0), entry(1), entry(2), entry(3)), parity_signs(load_u32(q + 4)));
     }
-    set_signed(c, load256(scales));
+    const __m256 a = _mm256_castsi256_ps(load256(p + 2)), b = _mm256_castsi256_ps(load256(p + 34));
+    const __m256i odd = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+    set_signed(c, scales_of_words(_mm256_permute4x64_epi64(odd, 0xd8)));
   }
 };
 
@@ -159,7 +164,6 @@ struct DecodeIQ2_S {
   static constexpr float kScaleFactor = 0.125f;
   static void codes(const uint8_t* p, Codes& c) {
     const auto& b = *reinterpret_cast<const BlockIQ2_S*>(p);
-    alignas(32) int16_t scales[16];
     for (int g = 0; g < 8; g++) {
       const auto entry = [&](int j) {
         return static_cast<int64_t>(kBytesIQ2_S[b.q[4 * g + j] | (b.qh[g] >> (2 * j) & 3) << 8]);
@@ -167,10 +171,10 @@ struct DecodeIQ2_S {
       const auto mask = [&](int j) { return static_cast<int64_t>(kSignMasks[b.signs[4 * g + j]]); };
       c.u[g] = apply_signs(
           _mm256_setr_epi64x(entry(0), entry(1), entry(2), entry(3)), _mm256_setr_epi64x(mask(0), mask(1), mask(2), mask(3)));
-      scales[2 * g] = static_cast<int16_t>((b.scales[g] & 15) * 2 + 1);
-      scales[2 * g + 1] = static_cast<int16_t>((b.scales[g] >> 4) * 2 + 1);
     }
-    set_signed(c, load256(scales));
+    const __m256i s = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(b.scales)));
+    const __m256i both = _mm256_or_si256(_mm256_and_si256(s, _mm256_set1_epi32(15)), _mm256_slli_epi32(_mm256_srli_epi32(s, 4), 16));
+    set_signed(c, _mm256_or_si256(_mm256_slli_epi32(both, 1), _mm256_set1_epi32(0x10001)));
   }
 };
 
@@ -179,16 +183,14 @@ struct DecodeIQ3_XXS {
   static constexpr bool kMinima = false;
   static constexpr float kScaleFactor = 0.25f;
   static void codes(const uint8_t* p, Codes& c) {
-    alignas(32) int16_t scales[16];
+    const uint8_t* bits = p + offsetof(BlockIQ3_XXS, signs_scales);
     for (int g = 0; g < 8; g++) {
       const uint8_t* q = p + offsetof(BlockIQ3_XXS, q) + 8 * g;
-      const uint32_t bits = load_u32(p + offsetof(BlockIQ3_XXS, signs_scales) + 4 * g);
       const auto entry = [q](int j) { return static_cast<int>(kBytesIQ3_XXS[q[j]]); };
-      c.u[g] = apply_signs(
-          _mm256_setr_epi32(entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6), entry(7)), parity_signs(bits));
-      scales[2 * g] = scales[2 * g + 1] = static_cast<int16_t>(bits >> 27 | 1);
+      c.u[g] = apply_signs(_mm256_setr_epi32(entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6), entry(7)),
+                           parity_signs(load_u32(bits + 4 * g)));
     }
-    set_signed(c, load256(scales));
+    set_signed(c, scales_of_words(load256(bits)));
   }
 };
 
