@@ -289,12 +289,12 @@ void check_geometry(const GgufFile& file, const Reader& in, const ModelConfig& c
         std::to_string(*v),
         "values as wide as keys (attention.key_length " + std::to_string(c.head_dim) + ")");
   }
-  if (c.rope_dim % 2 != 0 || c.rope_dim >= c.head_dim) {
+  if (c.rope_dim % 16 != 0 || c.rope_dim >= c.head_dim) {  // rows are whole vectors of 16 floats
     unsupported(
         file,
         key("rope.dimension_count"),
         std::to_string(c.rope_dim),
-        "even numbers below attention.key_length " + std::to_string(c.head_dim));
+        "multiples of 16 below attention.key_length " + std::to_string(c.head_dim));
   }
   if ((c.head_dim - c.rope_dim) % 64 !=
       0) {  // the packed cache scales the non-rotary channels in blocks of 64
