@@ -14,6 +14,7 @@
 #pragma once
 
 #include "backend/cpu/common_impl.h"
+#include "backend/cpu/tile_pack.h"
 
 namespace grebe::cpu::avx512 {
 
@@ -50,34 +51,14 @@ constexpr int64_t panel_block_bytes(TileLayout l) { return 64 * (layout_quads(l)
 
 template <TileLayout L>
 void pack_tile(const ActRow* x, int n, int64_t n_in, uint8_t* tile) {
-  constexpr int kBlock = layout_quads(L) * 4, kExtras = tile_extras(L);
-  const int64_t n_blocks = n_in / kBlock;
-  for (int64_t b = 0; b < n_blocks; b++) {
-    int32_t* const codes = reinterpret_cast<int32_t*>(tile + b * n * tile_block_bytes(L));
-    int32_t* const d = codes + layout_quads(L) * n;
-    int32_t* const extra = d + n;
-    for (int t = 0; t < n; t++) {
-      const int8_t* q = x[t].q + b * kBlock;
-      for (int i = 0; i < layout_quads(L); i++) std::memcpy(&codes[i * n + t], q + 4 * i, 4);
-      std::memcpy(&d[t], &x[t].d[b], 4);
-      const int16_t* sums = x[t].sums + b * (kBlock / 16);
-      for (int i = 0; i < kExtras; i++) {
-        int32_t v;
-        if constexpr (L == TileLayout::kScale16) {
-          v = -128 * sums[i];
-        } else if constexpr (L == TileLayout::kMins) {
-          std::memcpy(&v, sums + 2 * i, 4);
-        } else if constexpr (L == TileLayout::kScaleMins) {
-          const int16_t pair[2] = {static_cast<int16_t>(sums[4 * i] + sums[4 * i + 1]),
-                                   static_cast<int16_t>(sums[4 * i + 2] + sums[4 * i + 3])};
-          std::memcpy(&v, pair, 4);
-        } else {
-          v = -128 * (sums[2 * i] + sums[2 * i + 1]);
-        }
-        extra[i * n + t] = v;
-      }
+  pack_tile_with<layout_quads(L), tile_extras(L)>(x, n, n_in, tile, [](const int16_t* s, int i) {
+    switch (L) {
+      case TileLayout::kScale16: return -128 * s[i];
+      case TileLayout::kMins: return pair_i16(s[2 * i], s[2 * i + 1]);
+      case TileLayout::kScaleMins: return pair_i16(s[4 * i] + s[4 * i + 1], s[4 * i + 2] + s[4 * i + 3]);
+      default: return -128 * (s[2 * i] + s[2 * i + 1]);
     }
-  }
+  });
 }
 
 template <TileLayout L, int T>

@@ -89,6 +89,8 @@ struct KernelTable {
   MultiplyFloat multiply_f32 = nullptr;
   MultiplyFloat multiply_f16 = nullptr;
   MultiplyFloat multiply_bf16 = nullptr;
+  /// One row of E4M3 codes with an E8M0 scale per 128, exactly as dequantize_f8() of quant/dequant.h.
+  void (*dequantize_f8)(const uint8_t* codes, const uint8_t* scales, int64_t n, float* out) = nullptr;
   /// gate = silu(min(gate, clamp)) * clip(up, +-clamp) * weight; no clipping when clamp is 0.
   void (*swiglu)(float* gate, const float* up, int64_t n, float clamp, float weight) = nullptr;
 };

@@ -39,7 +39,16 @@ void Matmul::Impl::multiply_float(const Weight& w, int64_t i_expert, int64_t row
   float* converted = reinterpret_cast<float*>(thread_scratch[thread].grow(kConvertRows * w.n_in * 4));
   for (int64_t r = 0; r < n_rows; r += kConvertRows) {
     const int64_t count = std::min(kConvertRows, n_rows - r);
-    dequantize_rows(w, i_expert, row + r, count, converted);
+    if (w.dtype == DType::kF8E4M3) {
+      GREBE_ASSERT(w.scale != nullptr);
+      const uint8_t* scales = w.expert_scale(i_expert);
+      for (int64_t i = 0; i < count; i++) {
+        k.dequantize_f8(rows + (r + i) * row_bytes, scales + (row + r + i) / 128 * ceil_div(w.n_in, 128), w.n_in,
+                        converted + i * w.n_in);
+      }
+    } else {
+      dequantize_rows(w, i_expert, row + r, count, converted);
+    }
     k.multiply_f32(reinterpret_cast<const uint8_t*>(converted), w.n_in * 4, count, w.n_in, acts.x, acts.x_stride, acts.n,
                    y + r, y_stride);
   }
