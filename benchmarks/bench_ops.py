@@ -38,12 +38,22 @@ def main() -> None:
         roofs, times = [], []
         for _ in range(3):  # interleaved: roof, kernel, roof, kernel
             roofs.append(grebe._engine.measure_read_bandwidth(a.threads, a.seconds / 3) / 1e9)
-            times += grebe._engine.bench_matmul(name, 4096, n_out, 1, a.threads, a.seconds / 3, a.isa)
+            times += grebe._engine.bench_matmul(
+                name, 4096, n_out, 1, a.threads, a.seconds / 3, a.isa
+            )
         gbs = n_out * 4096 * TYPES[name] / statistics.median(times) / 1e9
         roof = statistics.median(roofs)
         many = grebe._engine.bench_matmul(name, 4096, 2048, 512, a.threads, a.seconds, a.isa)
         gops = 2 * 512 * 2048 * 4096 / statistics.median(many) / 1e9
-        rows.append({"type": name, "matvec_gb_s": gbs, "roof_gb_s": roof, "share": gbs / roof, "gop_s_512": gops})
+        rows.append(
+            {
+                "type": name,
+                "matvec_gb_s": gbs,
+                "roof_gb_s": roof,
+                "share": gbs / roof,
+                "gop_s_512": gops,
+            }
+        )
         print(f"{name:8}  {gbs:11.1f}  {roof:9.1f}  {gbs / roof:5.0%}  {gops:15.0f}", flush=True)
     print(json.dumps({"benchmark": "bench_ops", "threads": a.threads, "isa": a.isa, "rows": rows}))
 

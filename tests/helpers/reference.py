@@ -5,14 +5,20 @@ against transformers 5.23 (architecture notes, section 10). Modes: qat="none" is
 adds the FP8 and FP4 round trips of the cache. Symbols: T tokens, D hidden, n streams, H heads, c head dim, r rotary
 dims, W window, m compress ratio, S compressed rows.
 """
+
 import math
 
 import numpy as np
 
 # ------------------------------------------------------------------------------------------------ number formats
 
-E4M3 = np.array([(m / 8) * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0**(e - 7)
-                 for e in range(16) for m in range(8)][:127])          # 0 .. 448, code 127 is NaN
+E4M3 = np.array(
+    [
+        (m / 8) * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7)
+        for e in range(16)
+        for m in range(8)
+    ][:127]
+)  # 0 .. 448, code 127 is NaN
 E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
@@ -31,8 +37,12 @@ def block_roundtrip(x, block, grid, floor):
     s = x.shape
     b = x.reshape(*s[:-1], s[-1] // block, block)
     amax = np.maximum(np.abs(b).max(-1, keepdims=True), floor).astype(np.float32)
-    mant, expo = np.frexp(amax * np.float32(1.0 / grid[-1]))           # value = mant * 2^expo, mant in [0.5, 1)
-    scale = np.ldexp(1.0, np.where(mant == 0.5, expo - 1, expo))       # exact powers of two stay themselves
+    mant, expo = np.frexp(
+        amax * np.float32(1.0 / grid[-1])
+    )  # value = mant * 2^expo, mant in [0.5, 1)
+    scale = np.ldexp(
+        1.0, np.where(mant == 0.5, expo - 1, expo)
+    )  # exact powers of two stay themselves
     return (round_to_grid(b / scale, grid) * scale).reshape(s).astype(x.dtype)
 
 
@@ -57,10 +67,7 @@ def hadamard(x):
 
 
 class Config:
-    def __init__(self, folder_or_dict):
-        c = folder_or_dict
-        if not isinstance(c, dict):
-            c = json.load(open(os.path.join(c, "config.json")))
+    def __init__(self, c):
         g = c.get
         self.raw = c
         self.vocab, self.D, self.layers = c["vocab_size"], c["hidden_size"], c["num_hidden_layers"]
@@ -68,16 +75,32 @@ class Config:
         self.q_lora, self.o_groups, self.o_lora = c["q_lora_rank"], c["o_groups"], c["o_lora_rank"]
         self.W, self.ratios = c["sliding_window"], list(c["compress_ratios"])
         self.iH, self.ic, self.topk = c["index_n_heads"], c["index_head_dim"], c["index_topk"]
-        self.experts, self.k, self.inter = c["n_routed_experts"], c["num_experts_per_tok"], c["moe_intermediate_size"]
-        self.hash_layers, self.route_scale = g("num_hash_layers", 0), g("routed_scaling_factor", 1.0)
+        self.experts, self.k, self.inter = (
+            c["n_routed_experts"],
+            c["num_experts_per_tok"],
+            c["moe_intermediate_size"],
+        )
+        self.hash_layers, self.route_scale = (
+            g("num_hash_layers", 0),
+            g("routed_scaling_factor", 1.0),
+        )
         self.limit, self.eps = g("swiglu_limit", 0.0), g("rms_norm_eps", 1e-6)
-        self.n, self.sink_iters, self.hc_eps = c["hc_mult"], g("hc_sinkhorn_iters", 20), g("hc_eps", 1e-6)
-        self.theta, self.ctheta, self.yarn = g("rope_theta", 1e4), g("compress_rope_theta", 16e4), g("rope_scaling")
+        self.n, self.sink_iters, self.hc_eps = (
+            c["hc_mult"],
+            g("hc_sinkhorn_iters", 20),
+            g("hc_eps", 1e-6),
+        )
+        self.theta, self.ctheta, self.yarn = (
+            g("rope_theta", 1e4),
+            g("compress_rope_theta", 16e4),
+            g("rope_scaling"),
+        )
         self.mtp = g("num_nextn_predict_layers", 0)
         assert g("scoring_func", "sqrtsoftplus") == "sqrtsoftplus" and g("n_shared_experts", 1) == 1
 
 
 # ------------------------------------------------------------------------------------------------ small pieces
+
 
 def rmsnorm(x, eps, weight=None):
     y = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
@@ -108,11 +131,16 @@ def inv_freq(cfg, compressed_layer):
         return f
 
     def dim_for(rotations):
-        return cfg.r * math.log(y["original_max_position_embeddings"] / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+        return (
+            cfg.r
+            * math.log(y["original_max_position_embeddings"] / (rotations * 2 * math.pi))
+            / (2 * math.log(theta))
+        )
+
     lo = max(math.floor(dim_for(y["beta_fast"])), 0)
     hi = min(math.ceil(dim_for(y["beta_slow"])), cfg.r - 1)
     ramp = np.clip((np.arange(cfg.r // 2, dtype=f32) - lo) / f32(max(hi - lo, 0.001)), 0, 1)
-    keep = f32(1) - ramp                                               # 1: original frequency, 0: divided by factor
+    keep = f32(1) - ramp  # 1: original frequency, 0: divided by factor
     return (f / f32(y["factor"]) * (f32(1) - keep) + f * keep).astype(f32)
 
 
@@ -126,7 +154,7 @@ def rope(x, positions, freqs, inverse=False):
     shape = (x.shape[0],) + (1,) * (x.ndim - 2) + (len(freqs),)
     cos, sin = cos.reshape(shape), sin.reshape(shape)
     y = x.copy()
-    tail = y[..., x.shape[-1] - 2 * len(freqs):]
+    tail = y[..., x.shape[-1] - 2 * len(freqs) :]
     even, odd = tail[..., 0::2].copy(), tail[..., 1::2].copy()
     tail[..., 0::2] = even * cos - odd * sin
     tail[..., 1::2] = even * sin + odd * cos
@@ -134,6 +162,7 @@ def rope(x, positions, freqs, inverse=False):
 
 
 # ------------------------------------------------------------------------------------------------ hyper-connections
+
 
 def hc_mixes(X, fn, eps):
     """X [T, n, D] -> [T, rows(fn)]: weightless RMS norm over all n*D numbers, then a float32 projection."""
@@ -146,10 +175,10 @@ def hc_pre(cfg, X, fn, scale, base):
     n, e = cfg.n, cfg.hc_eps
     mix = hc_mixes(X, fn, cfg.eps)
     pre = sigmoid(mix[:, :n] * scale[0] + base[:n]) + e
-    post = 2 * sigmoid(mix[:, n:2 * n] * scale[1] + base[n:2 * n])
-    comb = (mix[:, 2 * n:] * scale[2] + base[2 * n:]).reshape(-1, n, n)
-    comb = softmax(comb, -1) + e                                       # rows first, eps after the softmax
-    comb = comb / (comb.sum(-2, keepdims=True) + e)                    # then columns
+    post = 2 * sigmoid(mix[:, n : 2 * n] * scale[1] + base[n : 2 * n])
+    comb = (mix[:, 2 * n :] * scale[2] + base[2 * n :]).reshape(-1, n, n)
+    comb = softmax(comb, -1) + e  # rows first, eps after the softmax
+    comb = comb / (comb.sum(-2, keepdims=True) + e)  # then columns
     for _ in range(cfg.sink_iters - 1):
         comb = comb / (comb.sum(-1, keepdims=True) + e)
         comb = comb / (comb.sum(-2, keepdims=True) + e)
@@ -168,19 +197,22 @@ def hc_head(cfg, X, fn, scale, base):
 
 # ------------------------------------------------------------------------------------------------ compressor, indexer
 
+
 def compress(cfg, w, p, x, m, d, freqs):
     """All complete rows of one compressor, before the cache round trip.  p: name prefix, d: row width.
     m == 4 layers overlap: wkv/wgate/ape are 2d wide; channels [0, d) feed the NEXT row, [d, 2d) the current one."""
     S = x.shape[0] // m
-    kv = (x @ w[p + "wkv.weight"].T)[:S * m].reshape(S, m, -1)
-    sc = (x @ w[p + "wgate.weight"].T)[:S * m].reshape(S, m, -1) + w[p + "ape"][None]
-    if kv.shape[-1] == 2 * d:                                          # overlapping windows: 2m slots per row
+    kv = (x @ w[p + "wkv.weight"].T)[: S * m].reshape(S, m, -1)
+    sc = (x @ w[p + "wgate.weight"].T)[: S * m].reshape(S, m, -1) + w[p + "ape"][None]
+    if kv.shape[-1] == 2 * d:  # overlapping windows: 2m slots per row
         zero, ninf = np.zeros_like(kv[:1, :, :d]), np.full_like(sc[:1, :, :d], -np.inf)
         kv = np.concatenate([np.concatenate([zero, kv[:-1, :, :d]])[:S], kv[:, :, d:]], axis=1)
         sc = np.concatenate([np.concatenate([ninf, sc[:-1, :, :d]])[:S], sc[:, :, d:]], axis=1)
-    rows = (kv * softmax(sc, axis=1)).sum(1) if S else kv.reshape(0, d)  # softmax over slots, per channel
+    rows = (
+        (kv * softmax(sc, axis=1)).sum(1) if S else kv.reshape(0, d)
+    )  # softmax over slots, per channel
     rows = rmsnorm(rows, cfg.eps, w[p + "norm.weight"])
-    return rope(rows, np.arange(S) * m, freqs)                         # a row's position is its first token's
+    return rope(rows, np.arange(S) * m, freqs)  # a row's position is its first token's
 
 
 def indexer_scores(cfg, w, p, x, qr, rows, pos, freqs, qat):
@@ -192,7 +224,7 @@ def indexer_scores(cfg, w, p, x, qr, rows, pos, freqs, qat):
     wt = (x @ w[p + "weights_proj.weight"].T) * (cfg.ic**-0.5 * cfg.iH**-0.5)
     s = np.zeros((x.shape[0], rows.shape[0]), x.dtype)
     for h in range(cfg.iH):
-        s += np.maximum(q[:, h] @ rows.T, 0) * wt[:, h:h + 1]
+        s += np.maximum(q[:, h] @ rows.T, 0) * wt[:, h : h + 1]
     return s
 
 
@@ -212,24 +244,29 @@ def top_rows(scores, visible, k):
 
 # ------------------------------------------------------------------------------------------------ attention
 
+
 def attention(cfg, w, p, x, m, qat, trace=None):
     """x [T, D] (already normalised) -> [T, D]."""
     T, H, c = x.shape[0], cfg.H, cfg.c
     pos, freqs, nope = np.arange(T), inv_freq(cfg, m != 0), cfg.c - cfg.r
     qr = rmsnorm(x @ w[p + "wq_a.weight"].T, cfg.eps, w[p + "q_norm.weight"])
-    q = rmsnorm((qr @ w[p + "wq_b.weight"].T).reshape(T, H, c), cfg.eps)          # per head, no weight
+    q = rmsnorm((qr @ w[p + "wq_b.weight"].T).reshape(T, H, c), cfg.eps)  # per head, no weight
     q = rope(q, pos, freqs)
-    kv = rmsnorm(x @ w[p + "wkv.weight"].T, cfg.eps, w[p + "kv_norm.weight"])    # ONE row: key and value of all heads
+    kv = rmsnorm(
+        x @ w[p + "wkv.weight"].T, cfg.eps, w[p + "kv_norm.weight"]
+    )  # ONE row: key and value of all heads
     kv = rope(kv, pos, freqs)
     if qat == "official":
         kv[:, :nope] = fp8_kv(kv[:, :nope])
-    mask = (pos[None] <= pos[:, None]) & (pos[None] > pos[:, None] - cfg.W)      # W rows including the query's own
+    mask = (pos[None] <= pos[:, None]) & (
+        pos[None] > pos[:, None] - cfg.W
+    )  # W rows including the query's own
     if m:
         rows = compress(cfg, w, p + "compressor.", x, m, c, freqs)
         if qat == "official":
             rows[:, :nope] = fp8_kv(rows[:, :nope])
         S = rows.shape[0]
-        visible = (pos + 1) // m                                       # row s is visible from token (s+1)*m - 1 on
+        visible = (pos + 1) // m  # row s is visible from token (s+1)*m - 1 on
         take = np.arange(S)[None] < visible[:, None]
         if m == 4:
             ip = p + "indexer."
@@ -244,12 +281,12 @@ def attention(cfg, w, p, x, m, qat, trace=None):
     s = np.einsum("thc,sc->hts", q, kv) * c**-0.5
     s = np.where(mask[None], s, -np.inf)
     sink = w[p + "attn_sink"].astype(x.dtype)[:, None]
-    top = np.maximum(s.max(-1), sink)                                  # the sink is one more logit with a zero value
+    top = np.maximum(s.max(-1), sink)  # the sink is one more logit with a zero value
     e = np.exp(s - top[:, :, None])
     prob = e / (e.sum(-1) + np.exp(sink - top))[:, :, None]
     o = np.einsum("hts,sc->thc", prob, kv)
-    o = rope(o, pos, freqs, inverse=True)                              # undo the value's rotation at the query's place
-    g = o.reshape(T, cfg.o_groups, -1)                                 # consecutive heads form a group
+    o = rope(o, pos, freqs, inverse=True)  # undo the value's rotation at the query's place
+    g = o.reshape(T, cfg.o_groups, -1)  # consecutive heads form a group
     wa = w[p + "wo_a.weight"].reshape(cfg.o_groups, cfg.o_lora, -1)
     low = np.einsum("tgi,goi->tgo", g, wa).reshape(T, -1)
     if trace is not None:
@@ -258,6 +295,7 @@ def attention(cfg, w, p, x, m, qat, trace=None):
 
 
 # ------------------------------------------------------------------------------------------------ mixture of experts
+
 
 def swiglu_mlp(cfg, w, p, x, weight=None):
     gate, up = x @ w[p + "w1.weight"].T, x @ w[p + "w3.weight"].T
@@ -275,9 +313,9 @@ def moe(cfg, w, p, x, ids, trace=None):
     if p + "gate.tid2eid" in w:
         pick = w[p + "gate.tid2eid"][ids].astype(np.int64)
     else:
-        biased = score + w[p + "gate.bias"]                            # the bias chooses, it never weighs
+        biased = score + w[p + "gate.bias"]  # the bias chooses, it never weighs
         order = np.argsort(-biased, axis=-1, kind="stable")
-        pick = order[:, :cfg.k]
+        pick = order[:, : cfg.k]
         if trace is not None and cfg.k < cfg.experts:
             srt = np.take_along_axis(biased, order, -1)
             trace["route_gap"] = srt[:, cfg.k - 1] - srt[:, cfg.k]
@@ -295,8 +333,11 @@ def moe(cfg, w, p, x, ids, trace=None):
 
 # ------------------------------------------------------------------------------------------------ model
 
+
 def block(cfg, w, p, X, m, ids, qat, trace=None):
-    x, post, comb = hc_pre(cfg, X, w[p + "hc_attn_fn"], w[p + "hc_attn_scale"], w[p + "hc_attn_base"])
+    x, post, comb = hc_pre(
+        cfg, X, w[p + "hc_attn_fn"], w[p + "hc_attn_scale"], w[p + "hc_attn_base"]
+    )
     x = rmsnorm(x, cfg.eps, w[p + "attn_norm.weight"])
     X = hc_post(X, attention(cfg, w, p + "attn.", x, m, qat, trace), post, comb)
     x, post, comb = hc_pre(cfg, X, w[p + "hc_ffn_fn"], w[p + "hc_ffn_scale"], w[p + "hc_ffn_base"])
@@ -307,7 +348,9 @@ def block(cfg, w, p, X, m, ids, qat, trace=None):
 def forward(cfg, w, ids, qat="none", traces=None):
     """ids [T] -> (logits [T, vocab], final stream state [T, n, D])."""
     ids = np.asarray(ids)
-    X = np.repeat(w["embed.weight"][ids][:, None, :], cfg.n, axis=1)   # every stream starts as the embedding
+    X = np.repeat(
+        w["embed.weight"][ids][:, None, :], cfg.n, axis=1
+    )  # every stream starts as the embedding
     for i in range(cfg.layers):
         tr = None if traces is None else {}
         X = block(cfg, w, f"layers.{i}.", X, cfg.ratios[i], ids, qat, tr)
@@ -316,5 +359,3 @@ def forward(cfg, w, ids, qat="none", traces=None):
             traces.append(tr)
     x = hc_head(cfg, X, w["hc_head_fn"], w["hc_head_scale"], w["hc_head_base"])
     return rmsnorm(x, cfg.eps, w["norm.weight"]) @ w["head.weight"].T, X
-
-

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import hf_to_gguf, reference
+from tests.helpers.gguf_writer import GgufWriter
 from tests.helpers.tiny_gguf import Shape, tiny_model
 
 BASE = Shape()
@@ -37,9 +38,11 @@ SHAPES = {
 }
 
 
-def reference_model(writer: object, shape: Shape) -> tuple[reference.Config, dict[str, np.ndarray]]:
+def reference_model(
+    writer: GgufWriter, shape: Shape
+) -> tuple[reference.Config, dict[str, np.ndarray]]:
     """The writer's F32 tensors under the checkpoint's names, and a config with its numbers."""
-    keys = {k.removeprefix("deepseek4."): v for k, (_, v) in writer.keys.items()}  # type: ignore[attr-defined]
+    keys = {k.removeprefix("deepseek4."): v for k, (_, v) in writer.keys.items()}
     config = {hf: keys[gguf] for gguf, hf in {**hf_to_gguf.INTS, **hf_to_gguf.FLOATS}.items()}
     config["compress_ratios"] = keys["attention.compress_ratios"]
     config["swiglu_limit"] = shape.clamp
@@ -54,7 +57,7 @@ def reference_model(writer: object, shape: Shape) -> tuple[reference.Config, dic
     layer = {v: k for k, v in hf_to_gguf.LAYER.items()}
     experts = {v: k for k, v in hf_to_gguf.EXPERTS.items()}
     weights = {}
-    for name, t in writer.tensors.items():  # type: ignore[attr-defined]
+    for name, t in writer.tensors.items():
         x = np.frombuffer(t.data, np.int32 if t.dtype == "I32" else np.float32).reshape(t.shape)
         x = x if t.dtype == "I32" else x.astype(np.float64)
         if not name.startswith("blk."):
@@ -78,7 +81,9 @@ def test_shape(name: str, tmp_path: Path) -> None:
     config, weights = reference_model(writer, shape)
     for kv_rounding, qat in (("off", "none"), ("official", "official")):
         expected, _ = reference.forward(config, weights, ids, qat)
-        model = grebe.Model.load(path, kernels="exact", kv_rounding=kv_rounding, n_threads=2, prefill_chunk=100)
+        model = grebe.Model.load(
+            path, kernels="exact", kv_rounding=kv_rounding, n_threads=2, prefill_chunk=100
+        )
         error = np.abs(model.session().evaluate(ids) - expected).max(1) / expected.std()
         if qat == "none":
             assert error.max() <= 3e-5, asdict(shape)

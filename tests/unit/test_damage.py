@@ -25,7 +25,11 @@ def test_numbers_that_are_not_finite(tmp_path: Path, tensor: str, what: str, ker
     t = writer.tensors[tensor]
     t.data = np.full(t.shape, np.nan, np.float32).tobytes()
     session = grebe.Model.load(writer.write(tmp_path / "damaged.gguf"), kernels=kernels).session()
-    for call in (lambda: session.prefill([1, 2, 3]), lambda: session.decode(5), lambda: session.evaluate([5])):
+    for call in (
+        lambda: session.prefill([1, 2, 3]),
+        lambda: session.decode(5),
+        lambda: session.evaluate([5]),
+    ):
         with pytest.raises(grebe.BackendError, match=f"{what}.*not finite"):
             call()
         assert (session.pos, session.tokens) == (0, [])
@@ -38,7 +42,9 @@ def test_one_damaged_expert_spares_the_others(tmp_path: Path) -> None:
     data = np.frombuffer(t.data, np.float32).reshape(t.shape).copy()
     data[0] = np.nan
     t.data = data.tobytes()
-    table = np.frombuffer(writer.tensors["blk.0.ffn_gate_tid2eid.weight"].data, np.int32).reshape(-1, 2)
+    table = np.frombuffer(writer.tensors["blk.0.ffn_gate_tid2eid.weight"].data, np.int32).reshape(
+        -1, 2
+    )
     good = [i for i in range(len(table)) if 0 not in table[i]]
     bad = next(i for i in range(len(table)) if 0 in table[i])
     model = grebe.Model.load(writer.write(tmp_path / "one.gguf"))
@@ -56,5 +62,5 @@ def test_one_damaged_expert_spares_the_others(tmp_path: Path) -> None:
 
 def test_heads_must_be_whole_vectors(tmp_path: Path) -> None:
     writer = tiny_model(Shape(head_dim=72, rope_dim=8))
-    with pytest.raises(grebe.UnsupportedModelError, match="rope.dimension_count"):
+    with pytest.raises(grebe.UnsupportedModelError, match=r"rope\.dimension_count"):
         grebe.Model.load(writer.write(tmp_path / "odd.gguf"))
