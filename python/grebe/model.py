@@ -73,8 +73,8 @@ class Model:
                 plain f32.
             kernels: "fast" multiplies quantized weights with int8 activations; "exact" keeps
                 activations f32.
-            isa: instruction set of the kernels, None for the best of this machine; see docs of the
-                engine.
+            isa: kernels: "scalar", "avx2", "avx512", "neon", "neon_i8mm"; None: the best that this
+                machine has. Results do not depend on it.
             prefill_chunk: tokens computed at once, 1 to 4096. Scratch memory grows with it; results
                 do not change.
 

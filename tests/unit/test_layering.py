@@ -26,6 +26,7 @@ PUBLIC = {"grebe.h"}
 BINDINGS = {
     "*": {"grebe.h", "bindings.h", "text/", "sampling/"},
     "ops.cpp": {"grebe.h", "bindings.h", "backend/", "core/"},
+    "backend_ops.cpp": {"grebe.h", "bindings.h", "backend/", "core/", "model/"},
 }
 # Python module -> what it must not import.
 FORBIDDEN = {
