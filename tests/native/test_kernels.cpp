@@ -178,6 +178,17 @@ void test_not_finite(const cpu::KernelTable& table) {
       std::string(isa_name(table.isa)) + ": denormal x");
 }
 
+void test_f8(const cpu::KernelTable& table) {
+  std::vector<uint8_t> codes(300), scales = {0, 127, 255};
+  for (size_t i = 0; i < codes.size(); i++) codes[i] = static_cast<uint8_t>(i);
+  for (int64_t n : {1, 16, 129, 300}) {
+    std::vector<float> want(static_cast<size_t>(n)), got(want);
+    dequantize_f8(codes.data(), scales.data(), n, want.data());
+    table.dequantize_f8(codes.data(), scales.data(), n, got.data());
+    check(first_difference(want, got) < 0, std::string(isa_name(table.isa)) + ": E4M3 row of " + std::to_string(n));
+  }
+}
+
 struct MoeTypes {
   DType gate, up, down, shared;
 };
@@ -314,6 +325,7 @@ int main(int argc, char** argv) {
     const cpu::KernelTable& table = cpu::kernel_table(isa);
     test_products(scalar, table);
     test_not_finite(table);
+    test_f8(table);
     test_task_lists(table);
     test_moe(scalar, table);
     std::printf("%s: %d checks, %d failed so far\n", isa_name(isa), n_checked, n_failed);
