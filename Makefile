@@ -4,6 +4,8 @@ PYTHON ?= python3
 # The active virtual environment, else one of our own.
 VENV   ?= $(or $(VIRTUAL_ENV),.venv)
 PY     := $(VENV)/bin/python
+# Random mutations of make fuzz, beside every truncation and boundary value.
+FUZZ   ?= 5000
 JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PIP    := $(PY) -m pip --disable-pip-version-check
 
@@ -61,8 +63,13 @@ native:                             ## the engine's own test programs
 asan:                               ## the same under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake --preset asan && cmake --build --preset asan -j $(JOBS)
 
-fuzz: asan                          ## mutate and truncate GGUF files under the sanitizers
-	build/asan/tests/native/fuzz_gguf
+# Only the code that reads files: the kernels take minutes to compile under the sanitizers.
+fuzz: $(VENV)/.installed            ## damage GGUF files in thousands of ways, under the sanitizers
+	cmake --preset asan
+	cmake --build --preset asan -j $(JOBS) --target fuzz_gguf test_text
+	build/asan/tests/native/test_text
+	$(PY) tests/helpers/tiny_gguf.py build/tiny.gguf
+	build/asan/tests/native/fuzz_gguf build/tiny.gguf $(FUZZ)
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
