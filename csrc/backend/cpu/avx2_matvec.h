@@ -70,9 +70,7 @@ struct DotIQ2_XXS {
     // Signs and scales of groups 0 1 4 5 2 3 6 7.
     const __m256 a = _mm256_castsi256_ps(load256(block + 2)), b = _mm256_castsi256_ps(load256(block + 34));
     const __m256i bits = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
-    alignas(32) uint32_t signs[8], scales[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(signs), sign_bytes(bits));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(scales), iq_scale(bits));
+    const Words8 signs(sign_bytes(bits)), scales(iq_scale(bits));
     const uint64_t* const grid = kBytesIQ2_XXS.data();
     __m256i sum = _mm256_setzero_si256();
 #pragma GCC unroll 8
@@ -80,8 +78,8 @@ struct DotIQ2_XXS {
       const uint8_t* const index = block + 2 + 8 * g;
       const int i = g % 2 + g / 4 * 2 + g / 2 % 2 * 4;
       const __m256i magnitude = join4(grid[index[0]], grid[index[1]], grid[index[2]], grid[index[3]]);
-      const __m256i xs = negate_where(load256(x + 32 * g), sign_mask(&signs[i]));
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, xs), broadcast32(&scales[i])));
+      const __m256i xs = negate_where(load256(x + 32 * g), sign_mask(signs[i]));
+      sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, xs), broadcast32(scales[i]))));
     }
     return sum;
   }
@@ -103,7 +101,7 @@ struct DotQ2_K {
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
         const __m256i p = _mm256_maddubs_epi16(bit_pair(raw, 2 * j), load256(x + 128 * half + 32 * j));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, spread_pair(scales[half], j)));
+        sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(p, spread_pair(scales[half], j))));
       }
     }
     return sum;

@@ -43,8 +43,8 @@ struct DotK4 {
         b = _mm256_or_si256(b, fifth(2 * i + 1));
       }
       const __m256i p = _mm256_maddubs_epi16(a, load256(x + 64 * i)), r = _mm256_maddubs_epi16(b, load256(x + 64 * i + 32));
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, repeat_pair(scales, 2 * i)));
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(r, repeat_pair(scales, 2 * i + 1)));
+      sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(p, repeat_pair(scales, 2 * i))));
+      sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(r, repeat_pair(scales, 2 * i + 1))));
     }
     return sum;
   }
@@ -81,7 +81,7 @@ struct DotQ6_K {
         const __m256i h = j < 2 ? _mm256_slli_epi16(high, 4 - 2 * j) : _mm256_srli_epi16(high, 2 * j - 4);
         const __m256i q = _mm256_or_si256(j < 2 ? low_nibbles(low) : high_nibbles(low), _mm256_and_si256(h, top));
         const __m256i p = _mm256_maddubs_epi16(q, load256(x + 128 * half + 32 * j));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, spread_pair(s[half], j)));
+        sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(p, spread_pair(s[half], j))));
       }
     }
     return sum;
@@ -113,7 +113,7 @@ struct DotQ3_K {
       const __m256i h = g < 2 ? _mm256_slli_epi16(mask, 2 - g) : _mm256_srli_epi16(mask, g - 2);
       const __m256i q = _mm256_or_si256(bit_pair(raw, 2 * (g % 4)), _mm256_and_si256(h, four));
       const __m256i p = _mm256_maddubs_epi16(q, load256(x + 32 * g));
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, spread_pair(halves[g / 4], g % 4)));
+      sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(p, spread_pair(halves[g / 4], g % 4))));
     }
     return sum;
   }
@@ -127,15 +127,13 @@ struct DotIQ3_XXS {
 
   static __m256i dot(const uint8_t* block, const int8_t* x, const int16_t*) {
     const __m256i bits = load256(block + offsetof(BlockIQ3_XXS, signs_scales));
-    alignas(32) uint32_t signs[8], scales[8];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(signs), sign_bytes(bits));
-    _mm256_store_si256(reinterpret_cast<__m256i*>(scales), iq_scale(bits));
+    const Words8 signs(sign_bytes(bits)), scales(iq_scale(bits));
     __m256i sum = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int g = 0; g < 8; g++) {
       const __m256i magnitude = magnitudes(block + offsetof(BlockIQ3_XXS, q) + 8 * g);
-      const __m256i xs = negate_where(load256(x + 32 * g), sign_mask(&signs[g]));
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, xs), broadcast32(&scales[g])));
+      const __m256i xs = negate_where(load256(x + 32 * g), sign_mask(signs[g]));
+      sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude, xs), broadcast32(scales[g]))));
     }
     return sum;
   }
@@ -158,23 +156,37 @@ struct DotIQ2_S {
     const __m128i nibbles = _mm_and_si128(_mm_unpacklo_epi8(s, _mm_srli_epi16(s, 4)), _mm_set1_epi8(15));
     return _mm256_cvtepu8_epi16(_mm_or_si128(_mm_slli_epi16(nibbles, 1), _mm_set1_epi8(1)));
   }
-  static __m256i magnitudes(const uint8_t* block, int g) {
-    const uint8_t* const q = block + offsetof(BlockIQ2_S, q) + 4 * g;
-    const unsigned high = block[offsetof(BlockIQ2_S, qh) + g];
+  // Four grid indices for each group: q, and two bits more from qh.
+  static void indices(const uint8_t* block, uint16_t index[32]) {
+    static constexpr Bytes32 kByte = make_bytes([](int i) { return i % 2 ? 0x80 : i / 8; });
+    const __m256i shift = _mm256_set1_epi64x(0x0004'0010'0040'0100), top = _mm256_set1_epi16(0x300);
+    int64_t qh;
+    std::memcpy(&qh, block + offsetof(BlockIQ2_S, qh), 8);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+      const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi64x(qh), _mm256_add_epi8(kByte, _mm256_set1_epi8(static_cast<char>(4 * i))));
+      const __m256i low = _mm256_cvtepu8_epi16(load128(block + offsetof(BlockIQ2_S, q) + 16 * i));
+      const __m256i v = _mm256_or_si256(low, _mm256_and_si256(_mm256_mullo_epi16(bytes, shift), top));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(index + 16 * i), v);
+    }
+  }
+  static __m256i magnitudes(const uint16_t* index) {
     const uint64_t* const grid = kBytesIQ2_S.data();
-    return join4(grid[q[0] | (high << 8 & 0x300)], grid[q[1] | (high << 6 & 0x300)], grid[q[2] | (high << 4 & 0x300)],
-                 grid[q[3] | (high << 2 & 0x300)]);
+    return join4(grid[index[0]], grid[index[1]], grid[index[2]], grid[index[3]]);
   }
 
   static __m256i dot(const uint8_t* block, const int8_t* x, const int16_t*) {
     __m256i s[2];
     split_scales(scales(block), s);
+    alignas(32) uint16_t index[32];
+    indices(block, index);
+    asm("" : "+m"(index));  // as in Words8
     __m256i sum = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int g = 0; g < 8; g++) {
       const __m256i xs = negate_where(load256(x + 32 * g), sign_mask(block + offsetof(BlockIQ2_S, signs) + 4 * g));
-      const __m256i p = _mm256_maddubs_epi16(magnitudes(block, g), xs);
-      sum = _mm256_add_epi32(sum, _mm256_madd_epi16(p, spread_pair(s[g / 4], g % 4)));
+      const __m256i p = _mm256_maddubs_epi16(magnitudes(index + 4 * g), xs);
+      sum = in_order(_mm256_add_epi32(sum, _mm256_madd_epi16(p, spread_pair(s[g / 4], g % 4))));
     }
     return sum;
   }

@@ -25,6 +25,19 @@ inline __m256i byte_pair(__m256i v, int b) {
   return _mm256_shuffle_epi8(v, lane_shuffle(0x80018000u + 0x10001u * static_cast<unsigned>(b)));
 }
 
+// Codes of a k32 block and what their signs leave out.
+inline void store_k32(const __m256i v[8], uint8_t* out) {
+  const __m256i zero = _mm256_setzero_si256();
+  __m256i negative = zero;
+#pragma GCC unroll 8
+  for (int c = 0; c < 8; c++) {
+    store(out + 64 * c, v[c]);
+    const __m256i magnitude = _mm256_and_si256(_mm256_abs_epi8(v[c]), _mm256_cmpgt_epi8(zero, v[c]));
+    negative = _mm256_add_epi16(negative, _mm256_maddubs_epi16(magnitude, _mm256_set1_epi8(1)));
+  }
+  store(out + 64 * 9, _mm256_madd_epi16(negative, _mm256_set1_epi16(1)));
+}
+
 struct PanelQ8_0 {
   static constexpr TileLayout kLayout = TileLayout::k32;
   static constexpr int kBlockBytes = sizeof(BlockQ8_0), kBlock = 32;
@@ -35,8 +48,7 @@ struct PanelQ8_0 {
 #pragma GCC unroll 8
     for (int r = 0; r < 8; r++) v[r] = load256(rows[r] + offset + 2);
     transpose8(v);
-#pragma GCC unroll 8
-    for (int c = 0; c < 8; c++) store(out + 64 * c, v[c]);
+    store_k32(v, out);
     store(out + 64 * 8, load_f16_column(rows, offset));
   }
 };
@@ -64,13 +76,12 @@ struct PanelIQ2_XXS {
       for (int j = 0; j < 2; j++) {
         const int g = 2 * i + j;
         const __m256i bits = col[2 * j + 1], scale = iq_scale(bits);
-        alignas(32) uint32_t signs[8];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(signs), sign_bytes(bits));
+        const Words8 signs(sign_bytes(bits));
         __m256i v[8];
 #pragma GCC unroll 8
         for (int r = 0; r < 8; r++) {
           const uint8_t* const index = rows[r] + offset + 2 + 8 * g;
-          v[r] = signed_code(join4(grid[index[0]], grid[index[1]], grid[index[2]], grid[index[3]]), sign_mask(&signs[r]));
+          v[r] = signed_code(join4(grid[index[0]], grid[index[1]], grid[index[2]], grid[index[3]]), sign_mask(signs[r]));
         }
         store_grid(v, out + 64 * 8 * g);
         store(out + 64 * (panel_scales(kLayout) + 2 * g), scale);

@@ -174,13 +174,12 @@ struct PanelIQ3_XXS {
     load_columns4(rows, offset + static_cast<int64_t>(offsetof(BlockIQ3_XXS, signs_scales)), bits);
     load_columns4(rows, offset + static_cast<int64_t>(offsetof(BlockIQ3_XXS, signs_scales)) + 16, bits + 4);
     for (int g = 0; g < 8; g++) {
-      alignas(32) uint32_t signs[8];
-      _mm256_store_si256(reinterpret_cast<__m256i*>(signs), sign_bytes(bits[g]));
+      const Words8 signs(sign_bytes(bits[g]));
       __m256i v[8];
 #pragma GCC unroll 8
       for (int r = 0; r < 8; r++) {
         const uint8_t* const index = rows[r] + offset + offsetof(BlockIQ3_XXS, q) + 8 * g;
-        v[r] = signed_code(DotIQ3_XXS::magnitudes(index), sign_mask(&signs[r]));
+        v[r] = signed_code(DotIQ3_XXS::magnitudes(index), sign_mask(signs[r]));
       }
       store_grid(v, out + 64 * 8 * g);
       const __m256i scale = iq_scale(bits[g]);
@@ -197,12 +196,14 @@ struct PanelIQ2_S {
 
   template <class Rows>
   static void block(Rows rows, int64_t offset, uint8_t* out) {
+    alignas(32) uint16_t index[8][32];
+    for (int r = 0; r < 8; r++) DotIQ2_S::indices(rows[r] + offset, index[r]);
     for (int g = 0; g < 8; g++) {
       __m256i v[8];
 #pragma GCC unroll 8
       for (int r = 0; r < 8; r++) {
-        const uint8_t* const p = rows[r] + offset;
-        v[r] = signed_code(DotIQ2_S::magnitudes(p, g), sign_mask(p + offsetof(BlockIQ2_S, signs) + 4 * g));
+        const uint8_t* const signs = rows[r] + offset + offsetof(BlockIQ2_S, signs) + 4 * g;
+        v[r] = signed_code(DotIQ2_S::magnitudes(index[r] + 4 * g), sign_mask(signs));
       }
       store_grid(v, out + 64 * 8 * g);
     }
@@ -226,13 +227,14 @@ struct PanelMXFP4 {
   template <class Rows>
   static void block(Rows rows, int64_t offset, uint8_t* out) {
     const __m256i values = broadcast128(kDoubledE2M1);
-    __m256i col[4];
+    __m256i col[4], v[8];
     load_columns4(rows, offset + 1, col);
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
-      store(out + 64 * c, _mm256_shuffle_epi8(values, low_nibbles(col[c])));
-      store(out + 64 * (c + 4), _mm256_shuffle_epi8(values, high_nibbles(col[c])));
+      v[c] = _mm256_shuffle_epi8(values, low_nibbles(col[c]));
+      v[c + 4] = _mm256_shuffle_epi8(values, high_nibbles(col[c]));
     }
+    store_k32(v, out);
     store(out + 64 * 8, load_e8m0_column(rows, offset));
   }
 };

@@ -152,6 +152,23 @@ inline void store_lanes(float* p, __m256 v, int n) {
   if (n > 0) std::memcpy(p, t, sizeof(float) * static_cast<size_t>(n));
 }
 
+/// Keeps the compiler from regrouping a sum of integers into a tree, for which there are not enough registers.
+inline __m256i in_order(__m256i v) {
+  asm("" : "+x"(v));
+  return v;
+}
+
+/// Words that are broadcast one by one. From memory that takes no shuffle; a compiler that sees the store would take them out of
+/// the register instead.
+struct Words8 {
+  alignas(32) uint32_t v[8];
+  explicit Words8(__m256i words) {
+    _mm256_store_si256(reinterpret_cast<__m256i*>(v), words);
+    asm("" : "+m"(v));
+  }
+  const uint32_t* operator[](int i) const { return v + i; }
+};
+
 /// Four entries of eight magnitudes.
 inline __m256i join4(const uint64_t& a, const uint64_t& b, const uint64_t& c, const uint64_t& d) {
   const auto pair = [](const uint64_t& lo, const uint64_t& hi) {

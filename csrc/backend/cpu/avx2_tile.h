@@ -5,7 +5,7 @@
 // products into 16 bits, several of these are added while they fit, and one vpmaddwd by the scale of the group widens them.
 //
 //   layout      codes        pairs of products in a 16-bit sum                        types
-//   k32         |q| <= 128   1: 2 * 128 * 127; q >= 0 by moving signs to x            Q8_0, MXFP4
+//   k32         |q| <= 128   1: 2 * 128 * -128, signs moved to x                      Q8_0, MXFP4
 //   kScale16    q + 64       4: 8 * 32 * 127 = 32512 with the 64 taken off            Q3_K, Q6_K
 //   kScale32    q + 64       2: 4 * 62 * 127 = 31496 with the 64 taken off            IQ2_XXS, IQ2_S, IQ3_XXS
 //   kMins       q <= 31      4: 8 * 31 * 127 = 31496                                  Q2_K, Q5_K
@@ -13,7 +13,10 @@
 //
 // Signed codes are stored plus 64 and the 16-bit sum starts from -64 * sum(x): it may wrap on the way, its end is exact.
 //
-// Panel, per block: codes, f32 d[16], with minima f32 dmin[16], i16 scale[.][16][2] (twice the same), i16 min[.][16][2].
+// Moving the sign s = 0 or -1 to x as (x ^ s) - s would cost two operations; x ^ s alone leaves out |q| for every negative q, which
+// does not depend on x and is in the panel (vpsignb does it in one, but on the multiplier's ports).
+//
+// Panel, per block: codes, f32 d[16], for k32 i32 sum of negative |q| [16]; with minima f32 dmin[16], i16 scale[.][16][2] (twice the same), i16 min[.][16][2].
 // Tile, per block: i32 q[.][n], f32 d[n], then i16 [.][n][2]: the start of each sum, or sums of x that go with the minima.
 #pragma once
 
@@ -37,7 +40,9 @@ constexpr int tile_extras(TileLayout l) {
   return l == TileLayout::k32 ? 0 : has_minima(l) ? n_scales(l) / 2 : layout_quads(l) / sum_quads(l);
 }
 // 64-byte units that follow the codes in a panel.
-constexpr int panel_extras(TileLayout l) { return 1 + n_scales(l) + (has_minima(l) ? 1 + n_scales(l) / 2 : 0); }
+constexpr int panel_extras(TileLayout l) {
+  return l == TileLayout::k32 ? 2 : 1 + n_scales(l) + (has_minima(l) ? 1 + n_scales(l) / 2 : 0);
+}
 
 constexpr int64_t tile_block_bytes(TileLayout l) { return 4 * (layout_quads(l) + 1 + tile_extras(l)); }
 constexpr int64_t panel_block_bytes(TileLayout l) { return 64 * (layout_quads(l) + panel_extras(l)); }
@@ -109,20 +114,21 @@ struct Accumulators {
 
 template <int T>
 void block32(const uint8_t* panel, const int32_t* q, int n, Accumulators<T>& acc) {
-  const __m256i one = _mm256_set1_epi16(1);
+  const __m256i one = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
   const float* const d_x = reinterpret_cast<const float*>(q + 8 * n);
   __m256i isum[2][T];
+  for (int h = 0; h < 2; h++)
+    for (int t = 0; t < T; t++) isum[h][t] = panel_load(panel + 64 * 9 + 32 * h);
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; i++) {
-    const __m256i w[2] = {panel_load(panel + 64 * i), panel_load(panel + 64 * i + 32)};
-    const __m256i magnitude[2] = {_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])};
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) {
-      const __m256i x = _mm256_set1_epi32(q[i * n + t]);
+  for (int i = 0; i < 8; i++, q += n) {
 #pragma GCC unroll 2
-      for (int h = 0; h < 2; h++) {
-        const __m256i p = _mm256_madd_epi16(_mm256_maddubs_epi16(magnitude[h], _mm256_sign_epi8(x, w[h])), one);
-        isum[h][t] = i == 0 ? p : _mm256_add_epi32(isum[h][t], p);
+    for (int h = 0; h < 2; h++) {
+      const __m256i w = panel_load(panel + 64 * i + 32 * h);
+      const __m256i magnitude = _mm256_abs_epi8(w), sign = _mm256_cmpgt_epi8(zero, w);
+#pragma GCC unroll 4
+      for (int t = 0; t < T; t++) {
+        const __m256i p = _mm256_maddubs_epi16(magnitude, _mm256_xor_si256(_mm256_set1_epi32(q[t]), sign));
+        isum[h][t] = in_order(_mm256_add_epi32(isum[h][t], _mm256_madd_epi16(p, one)));
       }
     }
   }
@@ -159,7 +165,7 @@ void block256(const uint8_t* panel, const int32_t* q, int n, Accumulators<T>& ac
 #pragma GCC unroll 2
           for (int h = 0; h < 2; h++) {
             const __m256i p = _mm256_maddubs_epi16(panel_load(w + 32 * h), x);
-            if (i > 0) sum[h][t] = _mm256_add_epi16(sum[h][t], p);
+            if (i > 0) sum[h][t] = in_order(_mm256_add_epi16(sum[h][t], p));
             else sum[h][t] = kMinima ? p : _mm256_add_epi16(p, _mm256_set1_epi32(extra[t]));
           }
         }
@@ -215,16 +221,19 @@ template <TileLayout L>
 void multiply(const uint8_t* panel, int64_t n_rows, int64_t n_in, const uint8_t* tile, int n, float* y, int64_t y_stride,
               bool resume) {
   constexpr int64_t kBlock = layout_quads(L) * 4, kPart = kPartWeights / kBlock;
+  constexpr int kStep = L == TileLayout::k32 ? 4 : 3;  // rows of x whose sums fit into the registers
   const int64_t n_blocks = n_in / kBlock;
   for (int64_t b = 0; b < n_blocks; b += kPart) {
     const int64_t count = std::min(kPart, n_blocks - b);
     const uint8_t* const p = panel + b * panel_block_bytes(L);
     const uint8_t* const x = tile + b * n * tile_block_bytes(L);
     const bool more = resume || b > 0;
-    // Three rows of x at a time: their sums and those of the block fill the registers. 4 goes as 2 + 2.
-    for (int t = 0; t < n;) {
-      const int left = n - t, step = left == 4 ? 2 : std::min(left, 3);
-      const auto run = step == 3 ? multiply_rows<L, 3> : step == 2 ? multiply_rows<L, 2> : multiply_rows<L, 1>;
+    for (int t = 0; t < n;) {  // steps of nearly equal size
+      const int left = n - t, n_steps = (left + kStep - 1) / kStep, step = (left + n_steps - 1) / n_steps;
+      const auto run = step == 4   ? multiply_rows<L, kStep>
+                       : step == 3 ? multiply_rows<L, 3>
+                       : step == 2 ? multiply_rows<L, 2>
+                                   : multiply_rows<L, 1>;
       run(p, n_rows, count, x + 4 * t, n, y + t * y_stride, y_stride, more);
       t += step;
     }
