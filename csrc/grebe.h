@@ -1,8 +1,9 @@
 // The public boundary of the engine: what src/ (the Python bindings) may use.
 //
-// Threads: a Model is thread-safe. A Session belongs to one caller at a time: two threads that use one session at once get
-// InvalidArgument("session is busy"), never corrupted state. Steps of different sessions of one model are serialised inside
-// (one set of scratch buffers, one thread pool), so they may be issued from any threads.
+// Threads: a Model is thread-safe. A Session belongs to one caller at a time: two threads that use
+// one session at once get InvalidArgument("session is busy"), never corrupted state. Steps of
+// different sessions of one model are serialised inside (one set of scratch buffers, one thread
+// pool), so they may be issued from any threads.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +24,14 @@
 namespace grebe {
 
 struct LoadOptions {
-  std::string backend = "auto";          ///< "auto" | "cpu" (later "metal", "cuda")
-  int n_threads = 0;                     ///< 0: usable_cores()
-  std::string kv_rounding = "official";  ///< "official" (the trained graph) | "off" (plain f32 rows, for strict tests)
-  std::string kernels = "fast";          ///< "fast" (int8 activations for quantized weights) | "exact" (f32 activations)
-  std::string isa;                       ///< "" = best; a name of core/cpu_features.h, for tests
-  int prefill_chunk = 512;               ///< tokens of one prefill step, 1..4096; scratch grows with it
+  std::string backend = "auto";  ///< "auto" | "cpu" (later "metal", "cuda")
+  int n_threads = 0;             ///< 0: usable_cores()
+  std::string kv_rounding =
+      "official";  ///< "official" (the trained graph) | "off" (plain f32 rows, for strict tests)
+  std::string kernels =
+      "fast";       ///< "fast" (int8 activations for quantized weights) | "exact" (f32 activations)
+  std::string isa;  ///< "" = best; a name of core/cpu_features.h, for tests
+  int prefill_chunk = 512;  ///< tokens of one prefill step, 1..4096; scratch grows with it
 };
 
 class Session;
@@ -41,7 +44,8 @@ struct StepInput {
   Logits logits = Logits::kLast;
 };
 
-/// Called between chunks with (tokens done, tokens to do); returning false cancels (the call throws Cancelled).
+/// Called between chunks with (tokens done, tokens to do); returning false cancels (the call throws
+/// Cancelled).
 using Progress = std::function<bool(int64_t done, int64_t total)>;
 
 class Model : public std::enable_shared_from_this<Model> {
@@ -53,18 +57,20 @@ class Model : public std::enable_shared_from_this<Model> {
   const GgufFile& file() const;
   const ModelConfig& config() const;
   const ModelWeights& weights() const;
-  const Tokenizer* tokenizer() const;    ///< null when the file has none
-  const LoadOptions& options() const;    ///< as resolved: backend, threads and isa filled in
+  const Tokenizer* tokenizer() const;      ///< null when the file has none
+  const LoadOptions& options() const;      ///< as resolved: backend, threads and isa filled in
   const std::string& fingerprint() const;  ///< 64 hex digits; equal for equal weights and graph
 
   /// n_ctx 0: config().max_context. Memory is taken as the session grows.
   std::shared_ptr<Session> session(int64_t n_ctx);
-  /// The inverse of Session::snapshot. Throws FormatError (damaged), InvalidArgument (another model, naming both fingerprints).
+  /// The inverse of Session::snapshot. Throws FormatError (damaged), InvalidArgument (another
+  /// model, naming both fingerprints).
   std::shared_ptr<Session> restore(std::span<const uint8_t> snapshot);
 
-  /// Appends tokens to several sessions in one pass over the weights. All inputs together must not exceed
-  /// options().prefill_chunk rows; sessions distinct. Bit-identical to stepping each alone.
-  /// logits: f32[rows asked for, vocab] in input order, appended. On error every session is as before the call.
+  /// Appends tokens to several sessions in one pass over the weights. All inputs together must not
+  /// exceed options().prefill_chunk rows; sessions distinct. Bit-identical to stepping each alone.
+  /// logits: f32[rows asked for, vocab] in input order, appended. On error every session is as
+  /// before the call.
   void step(std::span<const StepInput> inputs, std::vector<float>& logits);
 
   /// Bytes of scratch buffers held by the engine now (not weights, not sessions).
@@ -82,28 +88,32 @@ class Session : public std::enable_shared_from_this<Session> {
   ~Session();
   const std::shared_ptr<Model>& model() const;
 
-  /// Makes the state cover exactly `tokens`, reusing the longest common prefix that can be reached; returns how many
-  /// were computed. Leaves next-token logits. On Cancelled the state covers what was done (a prefix of tokens); on
-  /// ContextOverflow and InvalidArgument the session is unchanged.
+  /// Makes the state cover exactly `tokens`, reusing the longest common prefix that can be reached;
+  /// returns how many were computed. Leaves next-token logits. On Cancelled the state covers what
+  /// was done (a prefix of tokens); on ContextOverflow and InvalidArgument the session is
+  /// unchanged.
   int64_t prefill(std::span<const int32_t> tokens, const Progress& progress = {});
   /// Appends one token; logits() is then for the next one. On error the session is as before.
   void decode(int32_t token);
-  /// Appends tokens; f32[n, vocab], row i for the position after tokens[i]. On Cancelled covers what was done.
+  /// Appends tokens; f32[n, vocab], row i for the position after tokens[i]. On Cancelled covers
+  /// what was done.
   std::vector<float> evaluate(std::span<const int32_t> tokens, const Progress& progress = {});
 
-  /// f32[vocab] for the next token. Throws InvalidArgument when there are none (empty session, or after a rewind to 0).
+  /// f32[vocab] for the next token. Throws InvalidArgument when there are none (empty session, or
+  /// after a rewind to 0).
   std::span<const float> logits() const;
   bool has_logits() const;
   std::span<const int32_t> tokens() const;
-  int64_t pos() const;    ///< number of tokens that the state covers
+  int64_t pos() const;  ///< number of tokens that the state covers
   int64_t n_ctx() const;
-  uint64_t n_bytes() const;             ///< KV state: rows, windows, partial rows. Blocks shared with forks count in each.
-  uint64_t checkpoint_bytes() const;    ///< what rewind checkpoints hold beside that
+  uint64_t n_bytes()
+      const;  ///< KV state: rows, windows, partial rows. Blocks shared with forks count in each.
+  uint64_t checkpoint_bytes() const;  ///< what rewind checkpoints hold beside that
 
   /// A copy that shares all history; O(1) in its length.
   std::shared_ptr<Session> fork() const;
-  /// Goes back to `pos` tokens (0 <= pos <= pos()): by the undo window, or the nearest checkpoint and a replay. Leaves the logits
-  /// of that position. Returns the number of tokens replayed.
+  /// Goes back to `pos` tokens (0 <= pos <= pos()): by the undo window, or the nearest checkpoint
+  /// and a replay. Leaves the logits of that position. Returns the number of tokens replayed.
   int64_t rewind(int64_t pos, const Progress& progress = {});
   /// Everything needed to go on in another process, with the model's fingerprint and a checksum.
   std::vector<uint8_t> snapshot() const;

@@ -1,4 +1,5 @@
-// grebe._engine.bench_matmul: how fast a product of one type and shape runs, without the model around it.
+// grebe._engine.bench_matmul: how fast a product of one type and shape runs, without the model
+// around it.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -22,15 +23,23 @@ DType bench_dtype(const std::string& name) {
   throw InvalidArgument("dtype '" + name + "' cannot be measured");
 }
 
-// Seconds of each call. Weights are arbitrary finite codes in fresh anonymous memory; x is read from cache after the first call.
-std::vector<double> bench_matmul(const std::string& dtype, int64_t n_in, int64_t n_out, int64_t n, int n_threads, double seconds,
-                                 const std::string& isa) {
+// Seconds of each call. Weights are arbitrary finite codes in fresh anonymous memory; x is read
+// from cache after the first call.
+std::vector<double> bench_matmul(
+    const std::string& dtype,
+    int64_t n_in,
+    int64_t n_out,
+    int64_t n,
+    int n_threads,
+    double seconds,
+    const std::string& isa) {
   Weight w;
   w.name = "bench";
   w.dtype = bench_dtype(dtype);
   w.n_in = n_in;
   w.n_out = n_out;
-  if (n_in < 1 || n_out < 1 || n < 1 || n_threads < 1 || n_in % dtype_info(w.dtype).block_size != 0) {
+  if (n_in < 1 || n_out < 1 || n < 1 || n_threads < 1 ||
+      n_in % dtype_info(w.dtype).block_size != 0) {
     throw InvalidArgument("shapes must be positive, n_in a multiple of the block");
   }
   nb::gil_scoped_release release;
@@ -49,7 +58,8 @@ std::vector<double> bench_matmul(const std::string& dtype, int64_t n_in, int64_t
   const cpu::MatmulTask task{&w, 0, n_out, x.data(), n_in, y.data(), n_out};
   std::vector<double> times;
   const auto start = std::chrono::steady_clock::now();
-  for (auto last = start; times.size() < 4 || std::chrono::duration<double>(last - start).count() < seconds;) {
+  for (auto last = start;
+       times.size() < 4 || std::chrono::duration<double>(last - start).count() < seconds;) {
     matmul.run({&task, 1}, n);
     const auto now = std::chrono::steady_clock::now();
     times.push_back(std::chrono::duration<double>(now - last).count());
@@ -62,8 +72,17 @@ std::vector<double> bench_matmul(const std::string& dtype, int64_t n_in, int64_t
 }  // namespace
 
 void bind_bench_ops(nb::module_& m) {
-  m.def("bench_matmul", &bench_matmul, "dtype"_a, "n_in"_a, "n_out"_a, "n"_a, "n_threads"_a, "seconds"_a = 0.5, "isa"_a = "",
-        "Seconds of each call of y = x w^T with n rows of x, weights resident in memory.");
+  m.def(
+      "bench_matmul",
+      &bench_matmul,
+      "dtype"_a,
+      "n_in"_a,
+      "n_out"_a,
+      "n"_a,
+      "n_threads"_a,
+      "seconds"_a = 0.5,
+      "isa"_a = "",
+      "Seconds of each call of y = x w^T with n rows of x, weights resident in memory.");
 }
 
 }  // namespace grebe::bind

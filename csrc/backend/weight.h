@@ -1,7 +1,8 @@
 // A weight: what a backend must know of a tensor to multiply with it.
 //
-// The bytes stay in the format of the file. A weight is a handle: dense weights are resident, the experts of a mixture
-// may not be (paging from SSD), so a backend asks for each expert's rows through expert_data() at the time of use.
+// The bytes stay in the format of the file. A weight is a handle: dense weights are resident, the
+// experts of a mixture may not be (paging from SSD), so a backend asks for each expert's rows
+// through expert_data() at the time of use.
 #pragma once
 
 #include <cstdint>

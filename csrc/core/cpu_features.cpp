@@ -39,16 +39,17 @@ bool has_bits(uint32_t value, std::initializer_list<int> bits) {
   return std::all_of(bits.begin(), bits.end(), [=](int b) { return value >> b & 1; });
 }
 
-// CPUID says what the processor can do, XCR0 which registers the operating system saves; both are needed.
+// CPUID says what the processor can do, XCR0 which registers the operating system saves; both are
+// needed.
 void detect(std::vector<Isa>& out) {
   const Regs one = cpuid(1), seven = cpuid(7);
   if (!has_bits(one.c, {12, 23, 27, 28, 29})) return;  // FMA, POPCNT, OSXSAVE, AVX, F16C
   uint32_t xcr0, high;
   asm volatile("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
-  if ((xcr0 & 0x6) != 0x6) return;               // xmm, ymm
-  if (!has_bits(seven.b, {3, 5, 8})) return;     // BMI1, AVX2, BMI2
+  if ((xcr0 & 0x6) != 0x6) return;            // xmm, ymm
+  if (!has_bits(seven.b, {3, 5, 8})) return;  // BMI1, AVX2, BMI2
   out.push_back(Isa::kAvx2);
-  if ((xcr0 & 0xe6) != 0xe6) return;             // opmask, zmm
+  if ((xcr0 & 0xe6) != 0xe6) return;                 // opmask, zmm
   if (!has_bits(seven.b, {16, 17, 30, 31})) return;  // F, DQ, BW, VL
   if (!has_bits(seven.c, {1, 11, 12})) return;       // VBMI, VNNI, BITALG
   out.push_back(Isa::kAvx512);
@@ -57,7 +58,8 @@ void detect(std::vector<Isa>& out) {
 #elif defined(__aarch64__) && defined(__linux__)
 
 void detect(std::vector<Isa>& out) {
-  constexpr uint64_t kHwcapAsimdDotProd = 1ull << 20, kHwcapFpHp = 1ull << 9, kHwcapAsimdHp = 1ull << 10;
+  constexpr uint64_t kHwcapAsimdDotProd = 1ull << 20, kHwcapFpHp = 1ull << 9,
+                     kHwcapAsimdHp = 1ull << 10;
   constexpr uint64_t kHwcap2I8mm = 1ull << 13;
   const uint64_t need = kHwcapAsimdDotProd | kHwcapFpHp | kHwcapAsimdHp;
   if ((getauxval(AT_HWCAP) & need) != need) return;
@@ -86,8 +88,8 @@ void detect(std::vector<Isa>&) {}
 
 #if defined(__linux__)
 
-// Hyperthread siblings share their vector units: count distinct (package, core) pairs. Machines that do not say (some
-// containers) count every processor.
+// Hyperthread siblings share their vector units: count distinct (package, core) pairs. Machines
+// that do not say (some containers) count every processor.
 int physical_cores(const cpu_set_t& allowed) {
   std::set<std::pair<int, int>> cores;
   for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
@@ -133,11 +135,16 @@ int quota_cores(int limit) {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::kScalar: return "scalar";
-    case Isa::kAvx2: return "avx2";
-    case Isa::kAvx512: return "avx512";
-    case Isa::kNeon: return "neon";
-    case Isa::kNeonI8mm: return "neon_i8mm";
+    case Isa::kScalar:
+      return "scalar";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kNeon:
+      return "neon";
+    case Isa::kNeonI8mm:
+      return "neon_i8mm";
   }
   return "?";
 }
@@ -159,7 +166,8 @@ Isa choose_isa(const std::string& name) {
     if (name == isa_name(isa)) return isa;
     have += std::string(have.empty() ? "" : ", ") + isa_name(isa);
   }
-  throw BackendUnavailable("cpu: no '" + name + "' kernels on this machine; it has " + have, "cpu-" + name);
+  throw BackendUnavailable(
+      "cpu: no '" + name + "' kernels on this machine; it has " + have, "cpu-" + name);
 }
 
 int usable_cores() {

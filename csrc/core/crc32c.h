@@ -32,8 +32,8 @@ inline uint32_t crc32c(const void* data, size_t n, uint32_t crc = 0) {
     uint64_t v;
     std::memcpy(&v, p, 8);  // little endian, as all our files
     v ^= crc;
-    crc = t[7][v & 255] ^ t[6][v >> 8 & 255] ^ t[5][v >> 16 & 255] ^ t[4][v >> 24 & 255] ^ t[3][v >> 32 & 255] ^
-          t[2][v >> 40 & 255] ^ t[1][v >> 48 & 255] ^ t[0][v >> 56];
+    crc = t[7][v & 255] ^ t[6][v >> 8 & 255] ^ t[5][v >> 16 & 255] ^ t[4][v >> 24 & 255] ^
+          t[3][v >> 32 & 255] ^ t[2][v >> 40 & 255] ^ t[1][v >> 48 & 255] ^ t[0][v >> 56];
   }
   for (; n > 0; n--) crc = crc >> 8 ^ t[0][(crc ^ *p++) & 255];
   return ~crc;

@@ -12,7 +12,8 @@
 namespace grebe {
 
 /// Tensor types by their GGUF numbers [GGUF]. kF8E4M3 never appears in a tensor directory: it is an
-/// I8 tensor of raw E4M3 codes with a companion `.scale` tensor of E8M0 bytes, one per 128x128 tile.
+/// I8 tensor of raw E4M3 codes with a companion `.scale` tensor of E8M0 bytes, one per 128x128
+/// tile.
 enum class DType : uint32_t {
   kF32 = 0,
   kF16 = 1,
@@ -41,22 +42,38 @@ struct DTypeInfo {
 
 constexpr DTypeInfo dtype_info(DType t) {
   switch (t) {
-    case DType::kF32: return {"F32", 1, 4};
-    case DType::kF16: return {"F16", 1, 2};
-    case DType::kBF16: return {"BF16", 1, 2};
-    case DType::kQ8_0: return {"Q8_0", 32, 34};
-    case DType::kQ2_K: return {"Q2_K", 256, 84};
-    case DType::kQ3_K: return {"Q3_K", 256, 110};
-    case DType::kQ4_K: return {"Q4_K", 256, 144};
-    case DType::kQ5_K: return {"Q5_K", 256, 176};
-    case DType::kQ6_K: return {"Q6_K", 256, 210};
-    case DType::kIQ2_XXS: return {"IQ2_XXS", 256, 66};
-    case DType::kIQ3_XXS: return {"IQ3_XXS", 256, 98};
-    case DType::kIQ2_S: return {"IQ2_S", 256, 82};
-    case DType::kI8: return {"I8", 1, 1};
-    case DType::kI32: return {"I32", 1, 4};
-    case DType::kMXFP4: return {"MXFP4", 32, 17};
-    case DType::kF8E4M3: return {"F8_E4M3", 1, 1};
+    case DType::kF32:
+      return {"F32", 1, 4};
+    case DType::kF16:
+      return {"F16", 1, 2};
+    case DType::kBF16:
+      return {"BF16", 1, 2};
+    case DType::kQ8_0:
+      return {"Q8_0", 32, 34};
+    case DType::kQ2_K:
+      return {"Q2_K", 256, 84};
+    case DType::kQ3_K:
+      return {"Q3_K", 256, 110};
+    case DType::kQ4_K:
+      return {"Q4_K", 256, 144};
+    case DType::kQ5_K:
+      return {"Q5_K", 256, 176};
+    case DType::kQ6_K:
+      return {"Q6_K", 256, 210};
+    case DType::kIQ2_XXS:
+      return {"IQ2_XXS", 256, 66};
+    case DType::kIQ3_XXS:
+      return {"IQ3_XXS", 256, 98};
+    case DType::kIQ2_S:
+      return {"IQ2_S", 256, 82};
+    case DType::kI8:
+      return {"I8", 1, 1};
+    case DType::kI32:
+      return {"I32", 1, 4};
+    case DType::kMXFP4:
+      return {"MXFP4", 32, 17};
+    case DType::kF8E4M3:
+      return {"F8_E4M3", 1, 1};
   }
   return {nullptr, 0, 0};
 }
@@ -74,8 +91,8 @@ inline float f16_to_f32(uint16_t h) {
     const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
     return sign ? -magnitude : magnitude;
   }
-  const uint32_t bits = exponent == 31 ? 0x7f800000u | mantissa << 13
-                                       : (exponent + 112) << 23 | mantissa << 13;
+  const uint32_t bits =
+      exponent == 31 ? 0x7f800000u | mantissa << 13 : (exponent + 112) << 23 | mantissa << 13;
   return std::bit_cast<float>(sign | bits);
 }
 
@@ -84,9 +101,9 @@ inline uint16_t f32_to_f16(float f) {
   const uint32_t x = std::bit_cast<uint32_t>(f);
   const uint16_t sign = static_cast<uint16_t>(x >> 16 & 0x8000);
   const uint32_t a = x & 0x7fffffff;
-  if (a > 0x7f800000) return sign | 0x7e00;             // NaN
-  if (a >= 0x477ff000) return sign | 0x7c00;            // rounds to 65536 or more
-  if (a < 0x38800000) {                                 // below 2^-14: subnormal half
+  if (a > 0x7f800000) return sign | 0x7e00;   // NaN
+  if (a >= 0x477ff000) return sign | 0x7c00;  // rounds to 65536 or more
+  if (a < 0x38800000) {                       // below 2^-14: subnormal half
     const float scaled = std::bit_cast<float>(a) * 0x1p24f;
     return sign | static_cast<uint16_t>(std::nearbyintf(scaled));
   }
@@ -142,21 +159,29 @@ inline uint8_t f32_to_e4m3(float f) {
 }
 
 /// E2M1: 0, .5, 1, 1.5, 2, 3, 4, 6 and the sign in bit 3 [OCP-MX].
-inline constexpr float kE2M1[16] = {0.f,  .5f,  1.f,  1.5f,  2.f,  3.f,  4.f,  6.f,
-                                    -0.f, -.5f, -1.f, -1.5f, -2.f, -3.f, -4.f, -6.f};
+inline constexpr float kE2M1[16] = {
+    0.f, .5f, 1.f, 1.5f, 2.f, 3.f, 4.f, 6.f, -0.f, -.5f, -1.f, -1.5f, -2.f, -3.f, -4.f, -6.f};
 
 /// Nearest E2M1 code, ties to the even code, saturating at 6.
 inline uint8_t f32_to_e2m1(float f) {
   const float a = std::fabs(f);
   uint8_t code;
-  if (a <= 0.25f) code = 0;
-  else if (a < 0.75f) code = 1;
-  else if (a <= 1.25f) code = 2;
-  else if (a < 1.75f) code = 3;
-  else if (a <= 2.5f) code = 4;
-  else if (a < 3.5f) code = 5;
-  else if (a <= 5.f) code = 6;
-  else code = 7;
+  if (a <= 0.25f)
+    code = 0;
+  else if (a < 0.75f)
+    code = 1;
+  else if (a <= 1.25f)
+    code = 2;
+  else if (a < 1.75f)
+    code = 3;
+  else if (a <= 2.5f)
+    code = 4;
+  else if (a < 3.5f)
+    code = 5;
+  else if (a <= 5.f)
+    code = 6;
+  else
+    code = 7;
   return std::signbit(f) ? code | 8 : code;
 }
 

@@ -29,15 +29,21 @@ struct ContextOverflow : Error {
 /// A file lies: a length past the end, a bad magic. `offset` is in bytes from the start of `path`.
 struct FormatError : Error {
   FormatError(const std::string& path, uint64_t offset, const std::string& what)
-      : Error(path + ": byte " + std::to_string(offset) + ": " + what), path(path), offset(offset) {}
+      : Error(path + ": byte " + std::to_string(offset) + ": " + what),
+        path(path),
+        offset(offset) {}
   std::string path;
   uint64_t offset;
 };
 
 /// A sound file of another model or quantization.
 struct UnsupportedModel : Error {
-  UnsupportedModel(const std::string& message, std::string key, std::string found, std::string expected)
-      : Error(message), key(std::move(key)), found(std::move(found)), expected(std::move(expected)) {}
+  UnsupportedModel(
+      const std::string& message, std::string key, std::string found, std::string expected)
+      : Error(message),
+        key(std::move(key)),
+        found(std::move(found)),
+        expected(std::move(expected)) {}
   std::string key, found, expected;
 };
 
@@ -78,8 +84,9 @@ struct Cancelled : Error {
 // Broken invariants throw (always on, cheap): file and line say where.
 #define GREBE_STRINGIZE_(x) #x
 #define GREBE_STRINGIZE(x) GREBE_STRINGIZE_(x)
-#define GREBE_ASSERT(cond)                                                                    \
-  do {                                                                                        \
-    if (!(cond)) [[unlikely]]                                                                 \
-      throw ::grebe::Error("internal error: " #cond " at " __FILE__ ":" GREBE_STRINGIZE(__LINE__)); \
+#define GREBE_ASSERT(cond)                                                         \
+  do {                                                                             \
+    if (!(cond)) [[unlikely]]                                                      \
+      throw ::grebe::Error(                                                        \
+          "internal error: " #cond " at " __FILE__ ":" GREBE_STRINGIZE(__LINE__)); \
   } while (0)

@@ -6,8 +6,8 @@
 
 namespace grebe {
 
-/// True when nobody else holds p, and then everything that former holders did to *p has happened. Only meaningful for a caller
-/// that keeps p from being copied meanwhile.
+/// True when nobody else holds p, and then everything that former holders did to *p has happened.
+/// Only meaningful for a caller that keeps p from being copied meanwhile.
 template <class T>
 bool sole_owner(const std::shared_ptr<T>& p) {
   const bool sole = p.use_count() == 1;

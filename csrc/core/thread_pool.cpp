@@ -17,7 +17,8 @@ void cpu_relax() {
 #endif
 }
 
-// About 50 us of pauses before parking: longer than the gap between two ops of a layer, shorter than anyone notices.
+// About 50 us of pauses before parking: longer than the gap between two ops of a layer, shorter
+// than anyone notices.
 constexpr int kSpins = 2000;
 
 }  // namespace

@@ -1,8 +1,9 @@
 // A persistent pool of worker threads with spin-then-park barriers.
 //
-// One job at a time: parallel_for hands out task numbers from an atomic counter, the caller works too, and returns when
-// all tasks are done. Which thread runs which task never changes a result (see docs/determinism.md): tasks write disjoint
-// outputs. Workers spin for some tens of microseconds after a job, since the next one usually follows at once, then park.
+// One job at a time: parallel_for hands out task numbers from an atomic counter, the caller works
+// too, and returns when all tasks are done. Which thread runs which task never changes a result
+// (see docs/determinism.md): tasks write disjoint outputs. Workers spin for some tens of
+// microseconds after a job, since the next one usually follows at once, then park.
 #pragma once
 
 #include <atomic>
@@ -25,14 +26,16 @@ class ThreadPool {
 
   int size() const { return n_threads_; }
 
-  /// Calls f(i_task, i_thread) for every i_task in [0, n_tasks), i_thread in [0, size()). Returns when all are done.
-  /// The first exception thrown by a task is rethrown here after the others have finished. Not reentrant: f must not
-  /// call parallel_for on the same pool; one caller at a time.
+  /// Calls f(i_task, i_thread) for every i_task in [0, n_tasks), i_thread in [0, size()). Returns
+  /// when all are done. The first exception thrown by a task is rethrown here after the others have
+  /// finished. Not reentrant: f must not call parallel_for on the same pool; one caller at a time.
   template <class F>
   void parallel_for(int64_t n_tasks, F&& f) {
     if (n_tasks <= 0) return;
     using Fn = std::remove_reference_t<F>;
-    run(n_tasks, [](void* ctx, int64_t task, int thread) { (*static_cast<Fn*>(ctx))(task, thread); },
+    run(
+        n_tasks,
+        [](void* ctx, int64_t task, int thread) { (*static_cast<Fn*>(ctx))(task, thread); },
         const_cast<void*>(static_cast<const void*>(&f)));
   }
 
@@ -46,7 +49,8 @@ class ThreadPool {
   int pid_;  // of the process that has the threads
   std::vector<std::thread> threads_;
 
-  // The job. Written by run() before epoch_ is bumped, read by workers after they see the new epoch.
+  // The job. Written by run() before epoch_ is bumped, read by workers after they see the new
+  // epoch.
   TaskFn fn_ = nullptr;
   void* ctx_ = nullptr;
   int64_t n_tasks_ = 0;

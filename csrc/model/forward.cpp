@@ -16,23 +16,23 @@ constexpr int64_t kLogitRows = 64;
 struct Forward::Scratch {
   int64_t n_rows = 0, n_segments = 0;
   std::vector<DeviceMemory> memory;
-  int32_t* tokens;                     // [n]
-  float *X, *x, *y, *post, *comb;      // [n, s, D] [n, D] [n, D] [n, s] [n, s, s]
-  float *qr, *q, *kv, *low;            // [n, q_lora] [n, H hd] [n, hd] [n, G o_lora]
-  float *pool_kv, *pool_gate;          // [n, 2 hd]
-  float *ipool_kv, *ipool_gate;        // [n, 2 index_dim]
-  float *pooled, *ipooled;             // finished rows, before norm
-  float *iq, *iw;                      // [n, index_heads index_dim] [n, index_heads]
-  int32_t* selected;                   // [n, index_top_k]
-  float* router;                       // [n, n_experts]
-  int32_t* experts;                    // [n, n_used]
-  float* expert_weights;               // [n, n_used]
-  uint8_t* new_rows;                   // [layers, n, row_bytes]
-  float* pools;                        // [segments, pool_floats]
-  float *cos[2], *sin[2];              // [n, r/2], plain and compressed
-  float *row_cos[2], *row_sin[2];      // rows finished in this step, ratio 4 and 128
-  int32_t* logit_rows;                 // [n]
-  float* hidden;                       // [kLogitRows, D]
+  int32_t* tokens;                 // [n]
+  float *X, *x, *y, *post, *comb;  // [n, s, D] [n, D] [n, D] [n, s] [n, s, s]
+  float *qr, *q, *kv, *low;        // [n, q_lora] [n, H hd] [n, hd] [n, G o_lora]
+  float *pool_kv, *pool_gate;      // [n, 2 hd]
+  float *ipool_kv, *ipool_gate;    // [n, 2 index_dim]
+  float *pooled, *ipooled;         // finished rows, before norm
+  float *iq, *iw;                  // [n, index_heads index_dim] [n, index_heads]
+  int32_t* selected;               // [n, index_top_k]
+  float* router;                   // [n, n_experts]
+  int32_t* experts;                // [n, n_used]
+  float* expert_weights;           // [n, n_used]
+  uint8_t* new_rows;               // [layers, n, row_bytes]
+  float* pools;                    // [segments, pool_floats]
+  float *cos[2], *sin[2];          // [n, r/2], plain and compressed
+  float *row_cos[2], *row_sin[2];  // rows finished in this step, ratio 4 and 128
+  int32_t* logit_rows;             // [n]
+  float* hidden;                   // [kLogitRows, D]
 };
 
 struct Forward::Step {
@@ -62,18 +62,31 @@ void require_finite(const float* x, int64_t n, const char* what, int32_t token) 
   for (; i < n; i++) lanes[0] += x[i] * 0.f;
   for (int j = 1; j < 16; j++) lanes[0] += lanes[j];
   if (lanes[0] == 0.f) return;
-  throw BackendError(std::string("the model produced ") + what + " that are not finite after token " + std::to_string(token) +
-                         "; its weights are damaged or of another architecture",
-                     "forward");
+  throw BackendError(
+      std::string("the model produced ") + what + " that are not finite after token " +
+          std::to_string(token) + "; its weights are damaged or of another architecture",
+      "forward");
 }
 }  // namespace
 
-Forward::Forward(Backend& backend, const ModelConfig& config, const ModelWeights& weights, const KvLayout& layout)
+Forward::Forward(
+    Backend& backend,
+    const ModelConfig& config,
+    const ModelWeights& weights,
+    const KvLayout& layout)
     : backend_(backend), config_(config), weights_(weights), layout_(layout) {
   const ModelConfig& c = config;
   const auto hc = [&](const HyperWeights& w, const Vec& norm) {
-    return Backend::HcPre{&w.fn,     upload(w.base),      upload(w.scale), upload(norm), c.hc_mult,
-                          c.hc_sinkhorn_iters, c.hc_eps, c.rms_eps,       c.hidden_size};
+    return Backend::HcPre{
+        &w.fn,
+        upload(w.base),
+        upload(w.scale),
+        upload(norm),
+        c.hc_mult,
+        c.hc_sinkhorn_iters,
+        c.hc_eps,
+        c.rms_eps,
+        c.hidden_size};
   };
   for (const LayerWeights& l : weights.layers) {
     LayerTables t{};
@@ -94,8 +107,16 @@ Forward::Forward(Backend& backend, const ModelConfig& config, const ModelWeights
     }
     tables_.push_back(t);
   }
-  head_ = {&weights.output_hc_fn, upload(weights.output_hc_base), upload(weights.output_hc_scale),
-           upload(weights.output_norm), c.hc_mult, 0, c.hc_eps, c.rms_eps, c.hidden_size};
+  head_ = {
+      &weights.output_hc_fn,
+      upload(weights.output_hc_base),
+      upload(weights.output_hc_scale),
+      upload(weights.output_norm),
+      c.hc_mult,
+      0,
+      c.hc_eps,
+      c.rms_eps,
+      c.hidden_size};
   frequencies_[0] = rope_frequencies(config, false);
   frequencies_[1] = rope_frequencies(config, true);
 }
@@ -190,13 +211,18 @@ void Forward::run(std::span<const ForwardInput> inputs, float* logits) {
     std::copy(inputs[i].tokens.begin(), inputs[i].tokens.end(), s.tokens + part.segment.row);
     for (int64_t t = 0; t < part.segment.n; t++) {
       const int64_t at = (part.segment.row + t) * half;
-      for (int k = 0; k < 2; k++) rope_angles(frequencies_[k], part.segment.pos + t, s.cos[k] + at, s.sin[k] + at);
+      for (int k = 0; k < 2; k++)
+        rope_angles(frequencies_[k], part.segment.pos + t, s.cos[k] + at, s.sin[k] + at);
     }
     for (int k = 0; k < 2; k++) {
       for (int64_t r = 0; r < part.rows_done[k]; r++) {
         const int64_t at = (part.row_begin[k] + r) * half;
         // A row stands at the position of its first own token [4.7].
-        rope_angles(frequencies_[1], (part.rows_before[k] + r) * kRatios[k], s.row_cos[k] + at, s.row_sin[k] + at);
+        rope_angles(
+            frequencies_[1],
+            (part.rows_before[k] + r) * kRatios[k],
+            s.row_cos[k] + at,
+            s.row_sin[k] + at);
       }
     }
   }
@@ -211,12 +237,18 @@ void Forward::run(std::span<const ForwardInput> inputs, float* logits) {
   backend_.commit();
   backend_.wait();
 
-  // Numbers that are not finite would poison the cache: refuse the step before anything is accepted.
+  // Numbers that are not finite would poison the cache: refuse the step before anything is
+  // accepted.
   const int64_t width = int64_t{config_.hc_mult} * config_.hidden_size;
-  for (int64_t i = 0; i < step.n; i++) require_finite(s.X + i * width, width, "hidden state", s.tokens[i]);
+  for (int64_t i = 0; i < step.n; i++)
+    require_finite(s.X + i * width, width, "hidden state", s.tokens[i]);
   for (size_t i = 0; i < inputs.size(); i++) {
     for (int64_t r = 0; r < inputs[i].n_logits; r++, logits += weights_.output.n_out) {
-      require_finite(logits, weights_.output.n_out, "logits", inputs[i].tokens[inputs[i].tokens.size() - inputs[i].n_logits + r]);
+      require_finite(
+          logits,
+          weights_.output.n_out,
+          "logits",
+          inputs[i].tokens[inputs[i].tokens.size() - inputs[i].n_logits + r]);
     }
   }
 }
@@ -268,7 +300,8 @@ void Forward::attention_layer(const Step& step, int32_t i) {
       if (!p.select) continue;
       tasks.push_back({p.segment, p.kv->index_rows(i), s.selected + p.segment.row * c.index_top_k});
     }
-    backend_.index_select(tasks, {c.index_n_heads, c.index_top_k, ratio, layout_.index}, s.iq, rope, s.iw, n);
+    backend_.index_select(
+        tasks, {c.index_n_heads, c.index_top_k, ratio, layout_.index}, s.iq, rope, s.iw, n);
   }
 
   std::vector<AttentionTask> tasks;
@@ -286,12 +319,20 @@ void Forward::attention_layer(const Step& step, int32_t i) {
   }
   backend_.attention(tasks, layout_.kv, s.q, rope, t.sinks, c.n_heads, c.window_size);
 
-  // Grouped output projection: group g reads its own heads and writes its own part of `low` [4.6.7].
+  // Grouped output projection: group g reads its own heads and writes its own part of `low`
+  // [4.6.7].
   products.clear();
-  const int64_t group_in = c.n_heads * hd / c.o_groups, low_width = int64_t{c.o_groups} * c.o_lora_rank;
+  const int64_t group_in = c.n_heads * hd / c.o_groups,
+                low_width = int64_t{c.o_groups} * c.o_lora_rank;
   for (int64_t g = 0; g < c.o_groups; g++) {
-    products.push_back({&w.o_a, g * c.o_lora_rank, c.o_lora_rank, s.q + g * group_in, c.n_heads * hd,
-                        s.low + g * c.o_lora_rank, low_width});
+    products.push_back(
+        {&w.o_a,
+         g * c.o_lora_rank,
+         c.o_lora_rank,
+         s.q + g * group_in,
+         c.n_heads * hd,
+         s.low + g * c.o_lora_rank,
+         low_width});
   }
   backend_.matmul(products, n);
   products.clear();
@@ -311,8 +352,15 @@ void Forward::compress(const Step& step, int32_t i) {
   for (size_t p = 0; p < step.parts.size(); p++) {
     const Step::Part& part = step.parts[p];
     float* state = s.pools + static_cast<int64_t>(p) * layout_.pool_floats;
-    const auto add = [&](const PoolShape& shape, int64_t offset, const float* kv, const float* gate, const float* ape,
-                         const float* norm, float* rows, RowStream out, std::vector<StoreRowsTask>& store) {
+    const auto add = [&](const PoolShape& shape,
+                         int64_t offset,
+                         const float* kv,
+                         const float* gate,
+                         const float* ape,
+                         const float* norm,
+                         float* rows,
+                         RowStream out,
+                         std::vector<StoreRowsTask>& store) {
       PoolTask task;
       task.shape = shape;
       task.segment = part.segment;
@@ -328,15 +376,35 @@ void Forward::compress(const Step& step, int32_t i) {
       pools.push_back(task);
       if (part.rows_done[k] == 0) return;
       const int64_t half = c.rope_dim / 2;
-      store.push_back({task.rows, part.rows_done[k], norm,
-                       {s.row_cos[k] + part.row_begin[k] * half, s.row_sin[k] + part.row_begin[k] * half,
-                        static_cast<int32_t>(half)},
-                       out, part.rows_before[k]});
+      store.push_back(
+          {task.rows,
+           part.rows_done[k],
+           norm,
+           {s.row_cos[k] + part.row_begin[k] * half,
+            s.row_sin[k] + part.row_begin[k] * half,
+            static_cast<int32_t>(half)},
+           out,
+           part.rows_before[k]});
     };
-    add(layer.pool, layer.pool_offset, s.pool_kv, s.pool_gate, t.ape, t.pool_norm, s.pooled, part.kv->kv_rows(i), kv_rows);
+    add(layer.pool,
+        layer.pool_offset,
+        s.pool_kv,
+        s.pool_gate,
+        t.ape,
+        t.pool_norm,
+        s.pooled,
+        part.kv->kv_rows(i),
+        kv_rows);
     if (layer.ratio == 4) {
-      add(layer.index_pool, layer.index_pool_offset, s.ipool_kv, s.ipool_gate, t.index_ape, t.index_pool_norm, s.ipooled,
-          part.kv->index_rows(i), index_rows);
+      add(layer.index_pool,
+          layer.index_pool_offset,
+          s.ipool_kv,
+          s.ipool_gate,
+          t.index_ape,
+          t.index_pool_norm,
+          s.ipooled,
+          part.kv->index_rows(i),
+          index_rows);
     }
   }
   backend_.pool(pools);
@@ -351,13 +419,35 @@ void Forward::feed_forward_layer(const Step& step, int32_t i) {
   const LayerTables& t = tables_[i];
   const int64_t n = step.n;
   backend_.hc_pre(t.hc_ffn, s.X, n, s.x, s.post, s.comb);
-  const Backend::Product product{&w.router, 0, w.router.n_out, s.x, w.router.n_in, s.router, w.router.n_out};
+  const Backend::Product product{
+      &w.router, 0, w.router.n_out, s.x, w.router.n_in, s.router, w.router.n_out};
   backend_.matmul({&product, 1}, n);
-  backend_.route({t.router_bias, t.tid2eid, s.tokens, w.n_experts, c.n_experts_per_token, c.routed_scaling_factor},
-                 s.router, n, s.experts, s.expert_weights);
-  backend_.moe({&w.gate_exps, &w.up_exps, &w.down_exps, &w.gate_shexp, &w.up_shexp, &w.down_shexp,
-                c.n_experts_per_token, c.swiglu_clamp[i], c.swiglu_clamp_shared[i]},
-               s.x, s.experts, s.expert_weights, n, s.y);
+  backend_.route(
+      {t.router_bias,
+       t.tid2eid,
+       s.tokens,
+       w.n_experts,
+       c.n_experts_per_token,
+       c.routed_scaling_factor},
+      s.router,
+      n,
+      s.experts,
+      s.expert_weights);
+  backend_.moe(
+      {&w.gate_exps,
+       &w.up_exps,
+       &w.down_exps,
+       &w.gate_shexp,
+       &w.up_shexp,
+       &w.down_shexp,
+       c.n_experts_per_token,
+       c.swiglu_clamp[i],
+       c.swiglu_clamp_shared[i]},
+      s.x,
+      s.experts,
+      s.expert_weights,
+      n,
+      s.y);
   backend_.hc_post(s.X, s.y, s.post, s.comb, n, c.hc_mult, c.hidden_size);
 }
 
@@ -374,7 +464,8 @@ void Forward::output_logits(const Step& step, std::span<const ForwardInput> inpu
   for (int64_t first = 0; first < n; first += kLogitRows) {
     const int64_t count = std::min(kLogitRows, n - first);
     backend_.hc_head(head_, s.X, s.logit_rows + first, count, s.hidden);
-    const Backend::Product product{&w, 0, w.n_out, s.hidden, w.n_in, logits + first * w.n_out, w.n_out};
+    const Backend::Product product{
+        &w, 0, w.n_out, s.hidden, w.n_in, logits + first * w.n_out, w.n_out};
     backend_.matmul({&product, 1}, count);
   }
 }
@@ -388,12 +479,19 @@ void Forward::accept(std::span<const ForwardInput> inputs) {
     const uint8_t* new_rows = s.new_rows + row * row_bytes;
     for (const auto& checkpoint : in.checkpoints) {
       for (int32_t layer = 0; layer < config_.n_layers; layer++) {
-        in.kv->copy_window(layer, new_rows + layer * layer_stride, checkpoint->pos - layout_.window_size,
-                           checkpoint->pos, checkpoint->ring.data());
+        in.kv->copy_window(
+            layer,
+            new_rows + layer * layer_stride,
+            checkpoint->pos - layout_.window_size,
+            checkpoint->pos,
+            checkpoint->ring.data());
       }
     }
-    in.kv->accept(static_cast<int64_t>(in.tokens.size()), new_rows, layer_stride,
-                  s.pools + static_cast<int64_t>(i) * layout_.pool_floats);
+    in.kv->accept(
+        static_cast<int64_t>(in.tokens.size()),
+        new_rows,
+        layer_stride,
+        s.pools + static_cast<int64_t>(i) * layout_.pool_floats);
     row += static_cast<int64_t>(in.tokens.size());
   }
 }

@@ -1,8 +1,9 @@
 // The forward pass of DeepSeek V4, written once over the backend's ops [V4 4].
 //
-// A step takes rows of several sessions; every weight is read once for all of them. Raw window rows of the step stay in scratch
-// and compressor state is written beside the old one, so nothing that a session owns changes before the step has succeeded (rows
-// appended to history blocks lie beyond what the session claims to have). The caller then accepts the step.
+// A step takes rows of several sessions; every weight is read once for all of them. Raw window rows
+// of the step stay in scratch and compressor state is written beside the old one, so nothing that a
+// session owns changes before the step has succeeded (rows appended to history blocks lie beyond
+// what the session claims to have). The caller then accepts the step.
 #pragma once
 
 #include <cstdint>
@@ -21,16 +22,21 @@ namespace grebe {
 struct ForwardInput {
   KvState* kv = nullptr;
   std::span<const int32_t> tokens;
-  std::span<const std::shared_ptr<Checkpoint>> checkpoints;  ///< to fill: ascending positions in (pos, pos + n]
-  int64_t n_logits = 0;              ///< of the last n_logits rows
+  std::span<const std::shared_ptr<Checkpoint>>
+      checkpoints;       ///< to fill: ascending positions in (pos, pos + n]
+  int64_t n_logits = 0;  ///< of the last n_logits rows
 };
 
 class Forward {
  public:
-  Forward(Backend& backend, const ModelConfig& config, const ModelWeights& weights, const KvLayout& layout);
+  Forward(
+      Backend& backend,
+      const ModelConfig& config,
+      const ModelWeights& weights,
+      const KvLayout& layout);
 
-  /// Runs the step and writes logits f32[sum of n_logits, vocab]. Throws BackendError when a number is not finite; sessions are
-  /// as before on any throw.
+  /// Runs the step and writes logits f32[sum of n_logits, vocab]. Throws BackendError when a number
+  /// is not finite; sessions are as before on any throw.
   void run(std::span<const ForwardInput> inputs, float* logits);
   /// Takes the last run's window rows and pooling state over into input i's session.
   void accept(std::span<const ForwardInput> inputs);

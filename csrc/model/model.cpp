@@ -17,10 +17,13 @@ void check_options(const LoadOptions& o) {
     throw InvalidArgument("kernels is '" + o.kernels + "'; expected 'fast' or 'exact'");
   }
   if (o.n_threads < 0 || o.n_threads > 1024) {
-    throw InvalidArgument("n_threads is " + std::to_string(o.n_threads) + "; expected 1..1024, or 0 for all usable cores");
+    throw InvalidArgument(
+        "n_threads is " + std::to_string(o.n_threads) +
+        "; expected 1..1024, or 0 for all usable cores");
   }
   if (o.prefill_chunk < 1 || o.prefill_chunk > 4096) {
-    throw InvalidArgument("prefill_chunk is " + std::to_string(o.prefill_chunk) + "; expected 1..4096");
+    throw InvalidArgument(
+        "prefill_chunk is " + std::to_string(o.prefill_chunk) + "; expected 1..4096");
   }
 }
 
@@ -65,19 +68,22 @@ uint64_t Model::scratch_bytes() const {
 std::shared_ptr<Session> Model::session(int64_t n_ctx) {
   const int64_t limit = impl_->config.max_context;
   if (n_ctx < 0 || n_ctx > limit) {
-    throw InvalidArgument("n_ctx is " + std::to_string(n_ctx) + "; expected 1.." + std::to_string(limit) +
-                          " (the model's context), or none for all of it");
+    throw InvalidArgument(
+        "n_ctx is " + std::to_string(n_ctx) + "; expected 1.." + std::to_string(limit) +
+        " (the model's context), or none for all of it");
   }
   std::shared_ptr<Session> s(new Session());
-  s->impl_ = std::make_unique<Session::Impl>(shared_from_this(), n_ctx ? n_ctx : limit,
-                                             KvState(*impl_->backend, *impl_->layout));
+  s->impl_ = std::make_unique<Session::Impl>(
+      shared_from_this(), n_ctx ? n_ctx : limit, KvState(*impl_->backend, *impl_->layout));
   return s;
 }
 
 void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) {
   if (inputs.empty()) return;
   if (impl_->pid != getpid()) {
-    throw Error("the model was loaded before this process was forked and its threads stayed in the parent; load it again here");
+    throw Error(
+        "the model was loaded before this process was forked and its threads stayed in the parent; "
+        "load it again here");
   }
   int64_t n_rows = 0, n_logits = 0;
   std::vector<std::unique_lock<std::mutex>> held;
@@ -88,22 +94,28 @@ void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) 
     }
     for (size_t j = 0; j < i; j++) {
       if (inputs[j].session == session) {
-        throw InvalidArgument("step: inputs " + std::to_string(j) + " and " + std::to_string(i) + " are the same session");
+        throw InvalidArgument(
+            "step: inputs " + std::to_string(j) + " and " + std::to_string(i) +
+            " are the same session");
       }
     }
     held.emplace_back(session->impl_->busy, std::try_to_lock);
-    if (!held.back().owns_lock()) throw InvalidArgument("session is busy: another thread is using it");
-    if (inputs[i].tokens.empty()) throw InvalidArgument("step: input " + std::to_string(i) + " has no tokens");
+    if (!held.back().owns_lock())
+      throw InvalidArgument("session is busy: another thread is using it");
+    if (inputs[i].tokens.empty())
+      throw InvalidArgument("step: input " + std::to_string(i) + " has no tokens");
     session->impl_->check_tokens(inputs[i].tokens);
     session->impl_->check_room(session->pos() + static_cast<int64_t>(inputs[i].tokens.size()));
     n_rows += static_cast<int64_t>(inputs[i].tokens.size());
-    n_logits += inputs[i].logits == StepInput::Logits::kNone   ? 0
-                : inputs[i].logits == StepInput::Logits::kLast ? 1
-                                                               : static_cast<int64_t>(inputs[i].tokens.size());
+    n_logits += inputs[i].logits == StepInput::Logits::kNone ? 0
+                : inputs[i].logits == StepInput::Logits::kLast
+                    ? 1
+                    : static_cast<int64_t>(inputs[i].tokens.size());
   }
   if (n_rows > impl_->options.prefill_chunk) {
-    throw InvalidArgument("step: " + std::to_string(n_rows) + " rows in one step; at most " +
-                          std::to_string(impl_->options.prefill_chunk) + " (prefill_chunk)");
+    throw InvalidArgument(
+        "step: " + std::to_string(n_rows) + " rows in one step; at most " +
+        std::to_string(impl_->options.prefill_chunk) + " (prefill_chunk)");
   }
 
   // Everything that can fail for want of memory comes before the step; afterwards only moves.
@@ -117,12 +129,16 @@ void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) 
     s.tokens.reserve(n);
     // The last few aligned positions of the step get a checkpoint.
     const int64_t last_aligned = end / kCheckpointTokens * kCheckpointTokens;
-    const int64_t oldest = std::max(s.kv.pos(), last_aligned - kCheckpointsPerStep * kCheckpointTokens);
-    for (int64_t pos = oldest / kCheckpointTokens * kCheckpointTokens + kCheckpointTokens; pos <= end;
+    const int64_t oldest =
+        std::max(s.kv.pos(), last_aligned - kCheckpointsPerStep * kCheckpointTokens);
+    for (int64_t pos = oldest / kCheckpointTokens * kCheckpointTokens + kCheckpointTokens;
+         pos <= end;
          pos += kCheckpointTokens) {
       checkpoints[i].push_back(s.kv.new_checkpoint(pos));
     }
-    const int64_t rows = in.logits == StepInput::Logits::kNone ? 0 : in.logits == StepInput::Logits::kLast ? 1 : n;
+    const int64_t rows = in.logits == StepInput::Logits::kNone   ? 0
+                         : in.logits == StepInput::Logits::kLast ? 1
+                                                                 : n;
     forward.push_back({&s.kv, in.tokens, checkpoints[i], rows});
   }
   const int64_t vocab = impl_->config.vocab_size;

@@ -31,10 +31,11 @@ struct Session::Impl {
   int64_t n_ctx = 0;
   KvState kv;
   TokenLog tokens;            // what kv covers
-  std::vector<float> logits;    // of the last token; empty when not computed
-  mutable std::mutex busy;      // held by the one caller that uses the session
+  std::vector<float> logits;  // of the last token; empty when not computed
+  mutable std::mutex busy;    // held by the one caller that uses the session
 
-  Impl(std::shared_ptr<Model> m, int64_t n_ctx, KvState kv) : model(std::move(m)), n_ctx(n_ctx), kv(std::move(kv)) {}
+  Impl(std::shared_ptr<Model> m, int64_t n_ctx, KvState kv)
+      : model(std::move(m)), n_ctx(n_ctx), kv(std::move(kv)) {}
   void check_tokens(std::span<const int32_t> tokens) const;
   void check_room(int64_t n_tokens) const;
 };

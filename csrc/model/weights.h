@@ -1,6 +1,7 @@
 // Tensor names -> typed views into the mapped file, checked against the config.
 //
-// Matrices stay as they are in the file (Weight). Vectors and small tables (norms, biases, scales, ape) are widened to f32 once.
+// Matrices stay as they are in the file (Weight). Vectors and small tables (norms, biases, scales,
+// ape) are widened to f32 once.
 #pragma once
 
 #include <cstdint>
@@ -33,14 +34,15 @@ struct LayerWeights {
   Weight q_a, q_b, kv;      // [q_lora, hidden], [heads * head_dim, q_lora], [head_dim, hidden]
   Vec q_a_norm, kv_norm;    // [q_lora], [head_dim]
   Vec sinks;                // [heads]
-  Weight o_a, o_b;          // [groups * o_lora, heads * head_dim / groups], [hidden, groups * o_lora]
+  Weight o_a, o_b;  // [groups * o_lora, heads * head_dim / groups], [hidden, groups * o_lora]
   CompressorWeights compressor;
   CompressorWeights index_compressor;
   Weight index_q_b;   // [index_heads * index_head_dim, q_lora]
   Weight index_proj;  // [index_heads, hidden]
   Weight router;      // [n_experts, hidden]
   Vec router_bias;    // [n_experts]; empty when hash-routed
-  std::vector<int32_t> tid2eid;  // [vocab, n_used], values checked to be in [0, n_experts); empty when score-routed
+  std::vector<int32_t>
+      tid2eid;  // [vocab, n_used], values checked to be in [0, n_experts); empty when score-routed
   Weight gate_exps, up_exps, down_exps;
   Weight gate_shexp, up_shexp, down_shexp;
   int32_t n_experts = 0;  // of this layer (pruned files have fewer)
@@ -55,12 +57,15 @@ struct ModelWeights {
   Vec output_hc_scale;  // [1]
   std::vector<LayerWeights> layers;
 
-  uint64_t bytes_per_token = 0;   // weight bytes that one decoded token reads (routed experts: n_used of n_experts)
-  uint64_t total_bytes = 0;       // of all tensors in the directory
-  std::vector<std::string> ignored;  // tensors of draft layers (mtp.*, nextn.*, dspark.*) and others that this engine does not use
+  uint64_t bytes_per_token =
+      0;  // weight bytes that one decoded token reads (routed experts: n_used of n_experts)
+  uint64_t total_bytes = 0;          // of all tensors in the directory
+  std::vector<std::string> ignored;  // tensors of draft layers (mtp.*, nextn.*, dspark.*) and
+                                     // others that this engine does not use
 
-  /// Views stay valid as long as `file`. May correct config fields that the file leaves out (vocab, per-layer experts).
-  /// Throws UnsupportedModel or FormatError naming tensor, found shape [ne0, ne1, ...] and expected shape.
+  /// Views stay valid as long as `file`. May correct config fields that the file leaves out (vocab,
+  /// per-layer experts). Throws UnsupportedModel or FormatError naming tensor, found shape [ne0,
+  /// ne1, ...] and expected shape.
   static ModelWeights from_gguf(const GgufFile& file, ModelConfig& config);
 };
 

@@ -133,15 +133,24 @@ void unpack(const BlockIQ3_XXS& s, IntBlock& b) {
 
 void unpack_block(DType dtype, const uint8_t* p, IntBlock& out) {
   switch (dtype) {
-    case DType::kQ2_K: return unpack(*reinterpret_cast<const BlockQ2_K*>(p), out);
-    case DType::kQ3_K: return unpack(*reinterpret_cast<const BlockQ3_K*>(p), out);
-    case DType::kQ4_K: return unpack(*reinterpret_cast<const BlockQ4_K*>(p), out);
-    case DType::kQ5_K: return unpack(*reinterpret_cast<const BlockQ5_K*>(p), out);
-    case DType::kQ6_K: return unpack(*reinterpret_cast<const BlockQ6_K*>(p), out);
-    case DType::kIQ2_XXS: return unpack(*reinterpret_cast<const BlockIQ2_XXS*>(p), out);
-    case DType::kIQ2_S: return unpack(*reinterpret_cast<const BlockIQ2_S*>(p), out);
-    case DType::kIQ3_XXS: return unpack(*reinterpret_cast<const BlockIQ3_XXS*>(p), out);
-    default: throw Error("unpack_block: " + dtype_name(dtype) + " has no 256-weight blocks");
+    case DType::kQ2_K:
+      return unpack(*reinterpret_cast<const BlockQ2_K*>(p), out);
+    case DType::kQ3_K:
+      return unpack(*reinterpret_cast<const BlockQ3_K*>(p), out);
+    case DType::kQ4_K:
+      return unpack(*reinterpret_cast<const BlockQ4_K*>(p), out);
+    case DType::kQ5_K:
+      return unpack(*reinterpret_cast<const BlockQ5_K*>(p), out);
+    case DType::kQ6_K:
+      return unpack(*reinterpret_cast<const BlockQ6_K*>(p), out);
+    case DType::kIQ2_XXS:
+      return unpack(*reinterpret_cast<const BlockIQ2_XXS*>(p), out);
+    case DType::kIQ2_S:
+      return unpack(*reinterpret_cast<const BlockIQ2_S*>(p), out);
+    case DType::kIQ3_XXS:
+      return unpack(*reinterpret_cast<const BlockIQ3_XXS*>(p), out);
+    default:
+      throw Error("unpack_block: " + dtype_name(dtype) + " has no 256-weight blocks");
   }
 }
 
@@ -174,9 +183,11 @@ void dequantize(DType dtype, const uint8_t* src, int64_t n, float* out) {
         }
       }
       return;
-    default: break;
+    default:
+      break;
   }
-  // The products below have at most 24 significant bits, so they are exact and any order gives the same float.
+  // The products below have at most 24 significant bits, so they are exact and any order gives the
+  // same float.
   const uint32_t block_bytes = dtype_info(dtype).block_bytes;
   IntBlock b;
   for (int64_t i = 0; i < n / 256; i++) {

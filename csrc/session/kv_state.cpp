@@ -46,7 +46,8 @@ namespace {
 
 void clear_pools(const KvLayout& layout, float* pools) {
   const auto clear = [&](int64_t offset, const PoolShape& shape) {
-    for (float* part = pools + offset; part < pools + offset + shape.n_floats(); part += 3 * shape.dim) {
+    for (float* part = pools + offset; part < pools + offset + shape.n_floats();
+         part += 3 * shape.dim) {
       std::fill_n(part, shape.dim, -INFINITY);
       std::fill_n(part + shape.dim, 2 * shape.dim, 0.f);
     }
@@ -82,7 +83,9 @@ uint64_t KvState::n_bytes() const {
   return ring_.bytes() + pools_.bytes() + table_->blocks.size() * layout_->block_bytes;
 }
 
-uint64_t KvState::checkpoint_bytes() const { return checkpoints_.size() * (ring_.bytes() + pools_.bytes()); }
+uint64_t KvState::checkpoint_bytes() const {
+  return checkpoints_.size() * (ring_.bytes() + pools_.bytes());
+}
 
 void KvState::own_table() {
   if (!sole_owner(table_)) table_ = std::make_shared<BlockTable>(*table_);
@@ -91,9 +94,12 @@ void KvState::own_table() {
 void KvState::reserve(int64_t n) {
   if (layout_->block_bytes == 0) return;
   const size_t first = pos_ / kBlockTokens, end = (pos_ + n + kBlockTokens - 1) / kBlockTokens;
-  // Blocks beyond `first` can only be there after a failed step: they hold nothing, but may be shared, so they go too.
+  // Blocks beyond `first` can only be there after a failed step: they hold nothing, but may be
+  // shared, so they go too.
   own_table();
-  const auto fresh = [&] { return std::make_shared<DeviceMemory>(*backend_, layout_->block_bytes, "a KV block"); };
+  const auto fresh = [&] {
+    return std::make_shared<DeviceMemory>(*backend_, layout_->block_bytes, "a KV block");
+  };
   for (size_t i = first; i < end; i++) {
     if (i < table_->blocks.size() && sole_owner(table_->blocks[i])) continue;
     std::shared_ptr<DeviceMemory> block = fresh();
@@ -110,7 +116,11 @@ void KvState::reserve(int64_t n) {
 
 RowStream KvState::kv_rows(int32_t i_layer) const {
   const KvLayout::Layer& l = layout_->layers[i_layer];
-  return {table_->bases.data(), l.kv_offset, l.ratio ? kBlockTokens / l.ratio : 1, layout_->kv.row_bytes()};
+  return {
+      table_->bases.data(),
+      l.kv_offset,
+      l.ratio ? kBlockTokens / l.ratio : 1,
+      layout_->kv.row_bytes()};
 }
 
 RowStream KvState::index_rows(int32_t i_layer) const {
@@ -118,7 +128,8 @@ RowStream KvState::index_rows(int32_t i_layer) const {
   return {table_->bases.data(), l.index_offset, kBlockTokens / 4, layout_->index.row_bytes()};
 }
 
-void KvState::copy_window(int32_t i_layer, const uint8_t* new_rows, int64_t first, int64_t end, uint8_t* out) const {
+void KvState::copy_window(
+    int32_t i_layer, const uint8_t* new_rows, int64_t first, int64_t end, uint8_t* out) const {
   const int64_t bytes = layout_->kv.row_bytes(), window = layout_->window_size;
   const uint8_t* old = ring(i_layer);
   out += layout_->layers[i_layer].ring_offset;
@@ -131,8 +142,12 @@ void KvState::copy_window(int32_t i_layer, const uint8_t* new_rows, int64_t firs
 void KvState::accept(int64_t n, const uint8_t* new_rows, int64_t layer_stride, const float* pools) {
   const int64_t end = pos_ + n;
   for (size_t i = 0; i < layout_->layers.size(); i++) {
-    copy_window(static_cast<int32_t>(i), new_rows + i * layer_stride, std::max(pos_, end - layout_->window_size), end,
-                ring_.data());
+    copy_window(
+        static_cast<int32_t>(i),
+        new_rows + i * layer_stride,
+        std::max(pos_, end - layout_->window_size),
+        end,
+        ring_.data());
   }
   std::memcpy(pools_.data(), pools, pools_.bytes());
   pos_ = end;
@@ -155,13 +170,14 @@ std::shared_ptr<const Checkpoint> KvState::find_checkpoint(int64_t pos) const {
 
 void KvState::add_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
   const auto at = std::lower_bound(
-      checkpoints_.begin(), checkpoints_.end(), checkpoint->pos,
-      [](const auto& c, int64_t pos) { return c->pos < pos; });
+      checkpoints_.begin(), checkpoints_.end(), checkpoint->pos, [](const auto& c, int64_t pos) {
+        return c->pos < pos;
+      });
   if (at != checkpoints_.end() && (*at)->pos == checkpoint->pos) return;
   checkpoints_.insert(at, std::move(checkpoint));
   if (checkpoints_.size() <= kMaxCheckpoints) return;
-  // Thin out so that gaps grow with the distance from the end: going back d tokens replays a fixed share of d. The three newest
-  // stay as they are.
+  // Thin out so that gaps grow with the distance from the end: going back d tokens replays a fixed
+  // share of d. The three newest stay as they are.
   const int64_t end = checkpoints_.back()->pos + 1;
   size_t victim = 0;
   double least = INFINITY;

@@ -1,9 +1,10 @@
 // A session's KV state: everything that the model must remember of the tokens so far [V4 6].
 //
-// Compressed rows and index rows are append-only and live in history blocks of 512 tokens that sessions share (copy on write).
-// Beside them a session owns what changes with every token: the raw window (a ring of window_size rows a layer) and the online
-// pooling triples of the compressors. A checkpoint is a copy of those two; with it and the history any earlier position
-// is reached by replaying what lies between.
+// Compressed rows and index rows are append-only and live in history blocks of 512 tokens that
+// sessions share (copy on write). Beside them a session owns what changes with every token: the raw
+// window (a ring of window_size rows a layer) and the online pooling triples of the compressors. A
+// checkpoint is a copy of those two; with it and the history any earlier position is reached by
+// replaying what lies between.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +16,19 @@
 
 namespace grebe {
 
-constexpr int32_t kBlockTokens = 512;      // a multiple of both compression ratios: a full block never changes again
-constexpr int32_t kCheckpointTokens = 128;  // checkpoints lie at multiples of this: ratio-128 pooling is empty there
+constexpr int32_t kBlockTokens =
+    512;  // a multiple of both compression ratios: a full block never changes again
+constexpr int32_t kCheckpointTokens =
+    128;  // checkpoints lie at multiples of this: ratio-128 pooling is empty there
 constexpr int64_t kCheckpointsPerStep = 4;
-constexpr size_t kMaxCheckpoints = 12;      // about 3.7 MB each on Flash
+constexpr size_t kMaxCheckpoints = 12;  // about 3.7 MB each on Flash
 
 /// Where everything lies, computed once per model. Offsets in bytes.
 struct KvLayout {
   struct Layer {
     int32_t ratio = 0;
-    int64_t kv_offset = 0, index_offset = 0;  // in a block
-    int64_t ring_offset = 0;                  // in the ring memory
+    int64_t kv_offset = 0, index_offset = 0;         // in a block
+    int64_t ring_offset = 0;                         // in the ring memory
     int64_t pool_offset = 0, index_pool_offset = 0;  // in the pool memory, in floats
     PoolShape pool, index_pool;
   };
@@ -94,20 +97,26 @@ class KvState {
   void reserve(int64_t n);
   RowStream kv_rows(int32_t i_layer) const;
   RowStream index_rows(int32_t i_layer) const;
-  uint8_t* ring(int32_t i_layer) const { return ring_.data() + layout_->layers[i_layer].ring_offset; }
+  uint8_t* ring(int32_t i_layer) const {
+    return ring_.data() + layout_->layers[i_layer].ring_offset;
+  }
   float* pools() const { return pools_.as<float>(); }
   uint8_t* ring_data() const { return ring_.data(); }
 
-  /// Copies window rows [first, end) of a layer, found in the ring or (from pos() on) in new_rows, to their slots in `ring`.
-  void copy_window(int32_t i_layer, const uint8_t* new_rows, int64_t first, int64_t end, uint8_t* ring) const;
-  /// Accepts a step of n tokens. new_rows u8[n_layers][layer_stride]: the step's raw rows, this session's first.
+  /// Copies window rows [first, end) of a layer, found in the ring or (from pos() on) in new_rows,
+  /// to their slots in `ring`.
+  void copy_window(
+      int32_t i_layer, const uint8_t* new_rows, int64_t first, int64_t end, uint8_t* ring) const;
+  /// Accepts a step of n tokens. new_rows u8[n_layers][layer_stride]: the step's raw rows, this
+  /// session's first.
   void accept(int64_t n, const uint8_t* new_rows, int64_t layer_stride, const float* pools);
 
   /// Latest checkpoint with position <= pos, null when there is none.
   std::shared_ptr<const Checkpoint> find_checkpoint(int64_t pos) const;
   void add_checkpoint(std::shared_ptr<const Checkpoint> checkpoint);
   std::shared_ptr<Checkpoint> new_checkpoint(int64_t pos) const;
-  /// Goes back to a checkpoint (null: to the empty state). Later checkpoints are dropped; strong guarantee.
+  /// Goes back to a checkpoint (null: to the empty state). Later checkpoints are dropped; strong
+  /// guarantee.
   void restore(const std::shared_ptr<const Checkpoint>& checkpoint);
   /// For snapshots: claims `pos` tokens; the caller has filled rows, ring and pools.
   void set_pos(int64_t pos) { pos_ = pos; }

@@ -18,16 +18,20 @@ void Session::Impl::check_tokens(std::span<const int32_t> ids) const {
   const int32_t vocab = model->config().vocab_size;
   for (size_t i = 0; i < ids.size(); i++) {
     if (ids[i] < 0 || ids[i] >= vocab) {
-      throw InvalidArgument("token " + std::to_string(i) + " is " + std::to_string(ids[i]) + "; expected 0.." +
-                            std::to_string(vocab - 1));
+      throw InvalidArgument(
+          "token " + std::to_string(i) + " is " + std::to_string(ids[i]) + "; expected 0.." +
+          std::to_string(vocab - 1));
     }
   }
 }
 
 void Session::Impl::check_room(int64_t n_tokens) const {
   if (n_tokens > n_ctx) {
-    throw ContextOverflow("the context is full: " + std::to_string(n_tokens) + " tokens, n_ctx is " + std::to_string(n_ctx),
-                          n_tokens, n_ctx);
+    throw ContextOverflow(
+        "the context is full: " + std::to_string(n_tokens) + " tokens, n_ctx is " +
+            std::to_string(n_ctx),
+        n_tokens,
+        n_ctx);
   }
 }
 
@@ -43,31 +47,41 @@ uint64_t Session::n_bytes() const { return impl_->kv.n_bytes(); }
 uint64_t Session::checkpoint_bytes() const { return impl_->kv.checkpoint_bytes(); }
 
 std::span<const float> Session::logits() const {
-  if (impl_->logits.empty()) throw InvalidArgument("the session has no logits yet; prefill or decode first");
+  if (impl_->logits.empty())
+    throw InvalidArgument("the session has no logits yet; prefill or decode first");
   return impl_->logits;
 }
 
 namespace {
 
-// Appends tokens in chunks that end at multiples of the chunk size, so that checkpoints fall on them. `all`: where to put
-// the logits of every position, else null.
-void append(Session& session, std::span<const int32_t> tokens, std::vector<float>* all, int64_t done, int64_t total,
-            const Progress& progress) {
+// Appends tokens in chunks that end at multiples of the chunk size, so that checkpoints fall on
+// them. `all`: where to put the logits of every position, else null.
+void append(
+    Session& session,
+    std::span<const int32_t> tokens,
+    std::vector<float>* all,
+    int64_t done,
+    int64_t total,
+    const Progress& progress) {
   const int64_t chunk = session.model()->options().prefill_chunk;
   std::vector<float> last;
   while (!tokens.empty()) {
     const int64_t room = chunk - session.pos() % chunk;
     const int64_t n = std::min<int64_t>(room, static_cast<int64_t>(tokens.size()));
     const bool end = n == static_cast<int64_t>(tokens.size());
-    StepInput in{&session, tokens.first(n), all ? StepInput::Logits::kAll
-                                            : end ? StepInput::Logits::kLast
-                                                  : StepInput::Logits::kNone};
+    StepInput in{
+        &session,
+        tokens.first(n),
+        all   ? StepInput::Logits::kAll
+        : end ? StepInput::Logits::kLast
+              : StepInput::Logits::kNone};
     last.clear();
     session.model()->step({&in, 1}, all ? *all : last);
     tokens = tokens.subspan(n);
     done += n;
     if (progress && !progress(done, total) && !tokens.empty()) {
-      throw Cancelled("cancelled after " + std::to_string(done) + " of " + std::to_string(total) + " tokens");
+      throw Cancelled(
+          "cancelled after " + std::to_string(done) + " of " + std::to_string(total) + " tokens");
     }
   }
 }
@@ -90,7 +104,8 @@ int64_t Session::prefill(std::span<const int32_t> tokens, const Progress& progre
     impl_->check_tokens(goal);
     impl_->check_room(static_cast<int64_t>(goal.size()));
     const std::span<const int32_t> have = impl_->tokens.view();
-    const int64_t common = std::mismatch(have.begin(), have.end(), goal.begin(), goal.end()).first - have.begin();
+    const int64_t common =
+        std::mismatch(have.begin(), have.end(), goal.begin(), goal.end()).first - have.begin();
     const int64_t size = static_cast<int64_t>(goal.size());
     if (common == size && pos() == size && has_logits()) return 0;
     // The last token is computed even when it is known, for its logits.
@@ -128,12 +143,15 @@ int64_t Session::rewind(int64_t target, const Progress& progress) {
   {
     auto lock = use(impl_->busy);
     if (target < 0 || target > pos()) {
-      throw InvalidArgument("rewind: position " + std::to_string(target) + "; expected 0.." + std::to_string(pos()));
+      throw InvalidArgument(
+          "rewind: position " + std::to_string(target) + "; expected 0.." + std::to_string(pos()));
     }
     if (target == pos()) return 0;
     const std::span<const int32_t> have = impl_->tokens.view().first(target);
     const std::vector<int32_t> goal(have.begin(), have.end());
-    go_back(*impl_, std::max<int64_t>(target - 1, 0));  // one token at least is replayed, for its logits
+    go_back(
+        *impl_,
+        std::max<int64_t>(target - 1, 0));  // one token at least is replayed, for its logits
     replay.assign(goal.begin() + pos(), goal.end());
   }
   append(*this, replay, nullptr, 0, static_cast<int64_t>(replay.size()), progress);

@@ -3,17 +3,17 @@
 //   0    u8[4]   magic "GRBS"
 //   4    u32     format version
 //   8    u8[64]  model fingerprint, hex
-//   72   u32     KV row kind, u32 KV row bytes, u32 index row bytes, u32 flags (bit 0: logits follow)
-//   88   i64     n_ctx
-//   96   i64     n_tokens, then
+//   72   u32     KV row kind, u32 KV row bytes, u32 index row bytes, u32 flags (bit 0: logits
+//   follow) 88   i64     n_ctx 96   i64     n_tokens, then
 //        i32[n_tokens]                     tokens
 //        u8[ring], f32[pools]              window rows of all layers, pooling triples
 //        per layer with a compressor: u8[n_tokens / ratio][row bytes], and index rows for ratio 4
 //        f32[vocab]                        logits, when flagged
 //   end  u32     CRC-32C of all before
 //
-// Everything is exact, so a restored session goes on bit for bit. Lengths follow from n_tokens and the model, so a damaged
-// header cannot ask for more than the bytes that are there. To add a field: bump the version, keep reading the old one.
+// Everything is exact, so a restored session goes on bit for bit. Lengths follow from n_tokens and
+// the model, so a damaged header cannot ask for more than the bytes that are there. To add a field:
+// bump the version, keep reading the old one.
 #include <algorithm>
 #include <cstring>
 
@@ -94,31 +94,42 @@ std::shared_ptr<Session> Model::restore(std::span<const uint8_t> bytes) {
   std::memcpy(&h, bytes.data(), sizeof h);
   if (std::memcmp(h.magic, kMagic, 4) != 0) damaged(0, "is not a grebe session snapshot");
   if (h.version != kVersion) {
-    damaged(4, "has version " + std::to_string(h.version) + "; this build reads " + std::to_string(kVersion));
+    damaged(
+        4,
+        "has version " + std::to_string(h.version) + "; this build reads " +
+            std::to_string(kVersion));
   }
   const size_t body = bytes.size() - sizeof(uint32_t);
   uint32_t crc;
   std::memcpy(&crc, bytes.data() + body, sizeof crc);
-  if (crc != crc32c(bytes.data(), body)) damaged(body, "checksum does not match: the data is damaged or cut short");
+  if (crc != crc32c(bytes.data(), body))
+    damaged(body, "checksum does not match: the data is damaged or cut short");
   const std::string fingerprint(h.fingerprint, sizeof h.fingerprint);
   if (fingerprint != m.fingerprint) {
-    throw InvalidArgument("snapshot is of model " + fingerprint.substr(0, 16) + "..., this model is " +
-                          m.fingerprint.substr(0, 16) + "...");
+    throw InvalidArgument(
+        "snapshot is of model " + fingerprint.substr(0, 16) + "..., this model is " +
+        m.fingerprint.substr(0, 16) + "...");
   }
-  if (h.kv_kind != static_cast<uint32_t>(m.layout->kv.kind) || h.kv_row_bytes != m.layout->kv.row_bytes() ||
+  if (h.kv_kind != static_cast<uint32_t>(m.layout->kv.kind) ||
+      h.kv_row_bytes != m.layout->kv.row_bytes() ||
       h.index_row_bytes != m.layout->index.row_bytes()) {
-    throw InvalidArgument("snapshot was made with another kv_rounding or kernels setting than this model's (" +
-                          m.options.kv_rounding + ", " + m.options.kernels + ")");
+    throw InvalidArgument(
+        "snapshot was made with another kv_rounding or kernels setting than this model's (" +
+        m.options.kv_rounding + ", " + m.options.kernels + ")");
   }
   if (h.n_tokens < 0 || h.n_ctx < 1 || h.n_ctx > m.config.max_context || h.n_tokens > h.n_ctx) {
     damaged(88, "token counts are out of range");
   }
   const int64_t vocab = m.config.vocab_size;
   KvState kv(*m.backend, *m.layout);
-  uint64_t need = sizeof h + h.n_tokens * sizeof(int32_t) + m.layout->ring_bytes + m.layout->pool_bytes() +
-                  (h.flags & 1 ? vocab * sizeof(float) : 0);
-  for_streams(*m.layout, kv, h.n_tokens, [&](const RowStream& rows, int64_t n) { need += n * rows.row_bytes; });
-  if (need != body) damaged(body, "has " + std::to_string(body) + " bytes, its header says " + std::to_string(need));
+  uint64_t need = sizeof h + h.n_tokens * sizeof(int32_t) + m.layout->ring_bytes +
+                  m.layout->pool_bytes() + (h.flags & 1 ? vocab * sizeof(float) : 0);
+  for_streams(*m.layout, kv, h.n_tokens, [&](const RowStream& rows, int64_t n) {
+    need += n * rows.row_bytes;
+  });
+  if (need != body)
+    damaged(
+        body, "has " + std::to_string(body) + " bytes, its header says " + std::to_string(need));
 
   const uint8_t* p = bytes.data() + sizeof h;
   const auto get = [&](void* to, size_t n) {

@@ -36,7 +36,8 @@ class TokenLog {
   void truncate(int64_t n) { size_ = std::min(size_, n); }
 
  private:
-  std::shared_ptr<std::vector<int32_t>> log_;  // may be longer than size_: the rest belongs to others
+  std::shared_ptr<std::vector<int32_t>>
+      log_;  // may be longer than size_: the rest belongs to others
   int64_t size_ = 0;
 };
 

@@ -2,8 +2,9 @@
 //
 // Usage: bench_kernels [--isa NAME] [--threads N] [--seconds S] [--only TEXT] [--clock wall|cpu]
 // --clock cpu suits a busy machine: honest for compute, optimistic for bandwidth.
-// GB/s counts weight bytes, each once per call; GOP/s counts 2 per multiply-add. Medians; the last line is one JSON document.
-// Matrices are larger than any L3 together for n = 1, so that rows come from memory as they do in a model.
+// GB/s counts weight bytes, each once per call; GOP/s counts 2 per multiply-add. Medians; the last
+// line is one JSON document. Matrices are larger than any L3 together for n = 1, so that rows come
+// from memory as they do in a model.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -23,7 +24,8 @@ namespace {
 int cpu_clock_threads = 0;  // > 0: report CPU time of the process divided by this
 
 double now_s() {
-  if (cpu_clock_threads > 0) return static_cast<double>(std::clock()) / CLOCKS_PER_SEC / cpu_clock_threads;
+  if (cpu_clock_threads > 0)
+    return static_cast<double>(std::clock()) / CLOCKS_PER_SEC / cpu_clock_threads;
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
@@ -64,27 +66,50 @@ struct Case {
 };
 
 constexpr Case kDense[] = {
-    {"q_b", DType::kQ8_0, 1024, 32768},       {"out_b", DType::kQ8_0, 8192, 4096},
-    {"shared_gate", DType::kQ8_0, 4096, 2048}, {"compressor", DType::kF16, 4096, 1024},
-    {"hc", DType::kF16, 16384, 24},           {"gate", DType::kIQ2_XXS, 4096, 2048},
-    {"down", DType::kQ2_K, 2048, 4096},       {"gate", DType::kQ4_K, 4096, 2048},
-    {"gate", DType::kMXFP4, 4096, 2048},      {"gate", DType::kQ6_K, 4096, 2048},
-    {"gate", DType::kQ5_K, 4096, 2048},       {"gate", DType::kIQ3_XXS, 4096, 2048},
-    {"gate", DType::kIQ2_S, 4096, 2048},      {"gate", DType::kQ3_K, 4096, 2048},
-    {"gate", DType::kF8E4M3, 4096, 2048},     {"gate", DType::kBF16, 4096, 2048},
+    {"q_b", DType::kQ8_0, 1024, 32768},
+    {"out_b", DType::kQ8_0, 8192, 4096},
+    {"shared_gate", DType::kQ8_0, 4096, 2048},
+    {"compressor", DType::kF16, 4096, 1024},
+    {"hc", DType::kF16, 16384, 24},
+    {"gate", DType::kIQ2_XXS, 4096, 2048},
+    {"down", DType::kQ2_K, 2048, 4096},
+    {"gate", DType::kQ4_K, 4096, 2048},
+    {"gate", DType::kMXFP4, 4096, 2048},
+    {"gate", DType::kQ6_K, 4096, 2048},
+    {"gate", DType::kQ5_K, 4096, 2048},
+    {"gate", DType::kIQ3_XXS, 4096, 2048},
+    {"gate", DType::kIQ2_S, 4096, 2048},
+    {"gate", DType::kQ3_K, 4096, 2048},
+    {"gate", DType::kF8E4M3, 4096, 2048},
+    {"gate", DType::kBF16, 4096, 2048},
     {"gate", DType::kF32, 4096, 2048},
 };
 
 std::string json;
 
 void report(const std::string& name, DType dtype, int64_t n, double s, double bytes, double ops) {
-  std::printf("%-12s %-8s n=%-4lld %9.3f ms %7.2f GB/s %7.1f GOP/s\n", name.c_str(), dtype_name(dtype).c_str(),
-              static_cast<long long>(n), s * 1e3, bytes / s * 1e-9, ops / s * 1e-9);
+  std::printf(
+      "%-12s %-8s n=%-4lld %9.3f ms %7.2f GB/s %7.1f GOP/s\n",
+      name.c_str(),
+      dtype_name(dtype).c_str(),
+      static_cast<long long>(n),
+      s * 1e3,
+      bytes / s * 1e-9,
+      ops / s * 1e-9);
   std::fflush(stdout);
   char row[256];
-  std::snprintf(row, sizeof row, "%s{\"name\":\"%s\",\"type\":\"%s\",\"n\":%lld,\"s\":%.6g,\"gb_per_s\":%.4g,\"gop_per_s\":%.4g}",
-                json.empty() ? "" : ",", name.c_str(), dtype_name(dtype).c_str(), static_cast<long long>(n), s, bytes / s * 1e-9,
-                ops / s * 1e-9);
+  std::snprintf(
+      row,
+      sizeof row,
+      "%s{\"name\":\"%s\",\"type\":\"%s\",\"n\":%lld,\"s\":%.6g,\"gb_per_s\":%.4g,\"gop_per_s\":%."
+      "4g}",
+      json.empty() ? "" : ",",
+      name.c_str(),
+      dtype_name(dtype).c_str(),
+      static_cast<long long>(n),
+      s,
+      bytes / s * 1e-9,
+      ops / s * 1e-9);
   json += row;
 }
 
@@ -105,15 +130,23 @@ void bench_dense(cpu::Matmul& mm, const Case& c, double budget_s) {
       const cpu::MatmulTask task{&matrix, 0, c.n_out, x.data(), c.n_in, y.data(), c.n_out};
       mm.run({&task, 1}, n);
     });
-    report(c.name, c.dtype, n, s, static_cast<double>(one.n_bytes()), 2.0 * static_cast<double>(n * c.n_in * c.n_out));
+    report(
+        c.name,
+        c.dtype,
+        n,
+        s,
+        static_cast<double>(one.n_bytes()),
+        2.0 * static_cast<double>(n * c.n_in * c.n_out));
   }
 }
 
-// The mixture of the q2 files: 64 of the 256 experts, so n = 128 gives the 12 rows an expert of a 512-token prompt.
+// The mixture of the q2 files: 64 of the 256 experts, so n = 128 gives the 12 rows an expert of a
+// 512-token prompt.
 void bench_moe(cpu::Matmul& mm, DType gate_type, DType down_type, double budget_s) {
   constexpr int64_t kHidden = 4096, kFf = 2048, kExperts = 64, kUsed = 6;
-  const OwnedWeight gate(gate_type, kHidden, kFf, kExperts, 1), up(gate_type, kHidden, kFf, kExperts, 2),
-      down(down_type, kFf, kHidden, kExperts, 3), sgate(DType::kQ8_0, kHidden, kFf, 1, 4), sup(DType::kQ8_0, kHidden, kFf, 1, 5),
+  const OwnedWeight gate(gate_type, kHidden, kFf, kExperts, 1),
+      up(gate_type, kHidden, kFf, kExperts, 2), down(down_type, kFf, kHidden, kExperts, 3),
+      sgate(DType::kQ8_0, kHidden, kFf, 1, 4), sup(DType::kQ8_0, kHidden, kFf, 1, 5),
       sdown(DType::kQ8_0, kFf, kHidden, 1, 6);
   for (bool shared : {false, true}) {
     for (int64_t n : {1, 4, 128, 512}) {
@@ -129,7 +162,10 @@ void bench_moe(cpu::Matmul& mm, DType gate_type, DType down_type, double budget_
             bool again = true;
             while (again) {
               experts[t * kUsed + i] = static_cast<int32_t>(rng.next() % kExperts);
-              again = std::count(experts.begin() + t * kUsed, experts.begin() + t * kUsed + i, experts[t * kUsed + i]) > 0;
+              again = std::count(
+                          experts.begin() + t * kUsed,
+                          experts.begin() + t * kUsed + i,
+                          experts[t * kUsed + i]) > 0;
             }
             touched[experts[t * kUsed + i]] = 1;
           }
@@ -142,10 +178,16 @@ void bench_moe(cpu::Matmul& mm, DType gate_type, DType down_type, double budget_
         mm.moe(task);
       });
       const double n_touched = static_cast<double>(std::count(touched.begin(), touched.end(), 1));
-      double bytes = n_touched * static_cast<double>(gate.expert_bytes() + up.expert_bytes() + down.expert_bytes());
+      double bytes = n_touched * static_cast<double>(
+                                     gate.expert_bytes() + up.expert_bytes() + down.expert_bytes());
       if (shared) bytes += static_cast<double>(sgate.n_bytes() + sup.n_bytes() + sdown.n_bytes());
-      report(shared ? "moe+shared" : "moe", gate_type, n, s, bytes,
-             2.0 * 3 * static_cast<double>(n * (kUsed + shared) * kHidden * kFf));
+      report(
+          shared ? "moe+shared" : "moe",
+          gate_type,
+          n,
+          s,
+          bytes,
+          2.0 * 3 * static_cast<double>(n * (kUsed + shared) * kHidden * kFf));
     }
   }
 }
@@ -161,24 +203,34 @@ int main(int argc, char** argv) {
   bool use_cpu_clock = false;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string option = argv[i];
-    if (option == "--isa") isa = argv[i + 1];
-    else if (option == "--threads") threads = std::atoi(argv[i + 1]);
-    else if (option == "--seconds") budget_s = std::atof(argv[i + 1]);
-    else if (option == "--only") only = argv[i + 1];
-    else if (option == "--clock") use_cpu_clock = std::string(argv[i + 1]) == "cpu";
+    if (option == "--isa")
+      isa = argv[i + 1];
+    else if (option == "--threads")
+      threads = std::atoi(argv[i + 1]);
+    else if (option == "--seconds")
+      budget_s = std::atof(argv[i + 1]);
+    else if (option == "--only")
+      only = argv[i + 1];
+    else if (option == "--clock")
+      use_cpu_clock = std::string(argv[i + 1]) == "cpu";
   }
   if (use_cpu_clock) cpu_clock_threads = threads;
   const cpu::KernelTable& table = cpu::kernel_table(choose_isa(isa));
   ThreadPool pool(threads);
   cpu::Matmul mm(pool, table, false);
   const double bandwidth = read_bandwidth(pool, budget_s);
-  std::printf("%s, %d threads, plain read %.1f GB/s\n", isa_name(table.isa), threads, bandwidth * 1e-9);
+  std::printf(
+      "%s, %d threads, plain read %.1f GB/s\n", isa_name(table.isa), threads, bandwidth * 1e-9);
   const auto wanted = [&](const std::string& what) { return what.find(only) != std::string::npos; };
   for (const Case& c : kDense) {
     if (wanted(std::string(c.name) + " " + dtype_name(c.dtype))) bench_dense(mm, c, budget_s);
   }
   if (wanted("moe IQ2_XXS")) bench_moe(mm, DType::kIQ2_XXS, DType::kQ2_K, budget_s);
   if (wanted("moe MXFP4")) bench_moe(mm, DType::kMXFP4, DType::kMXFP4, budget_s);
-  std::printf("{\"isa\":\"%s\",\"threads\":%d,\"read_gb_per_s\":%.4g,\"rows\":[%s]}\n", isa_name(table.isa), threads,
-              bandwidth * 1e-9, json.c_str());
+  std::printf(
+      "{\"isa\":\"%s\",\"threads\":%d,\"read_gb_per_s\":%.4g,\"rows\":[%s]}\n",
+      isa_name(table.isa),
+      threads,
+      bandwidth * 1e-9,
+      json.c_str());
 }

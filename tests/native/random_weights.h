@@ -10,9 +10,21 @@
 
 namespace grebe {
 
-inline constexpr DType kWeightTypes[] = {DType::kF32,     DType::kF16,   DType::kBF16,  DType::kQ8_0,    DType::kQ2_K,
-                                         DType::kQ3_K,    DType::kQ4_K,  DType::kQ5_K,  DType::kQ6_K,    DType::kIQ2_XXS,
-                                         DType::kIQ3_XXS, DType::kIQ2_S, DType::kMXFP4, DType::kF8E4M3};
+inline constexpr DType kWeightTypes[] = {
+    DType::kF32,
+    DType::kF16,
+    DType::kBF16,
+    DType::kQ8_0,
+    DType::kQ2_K,
+    DType::kQ3_K,
+    DType::kQ4_K,
+    DType::kQ5_K,
+    DType::kQ6_K,
+    DType::kIQ2_XXS,
+    DType::kIQ3_XXS,
+    DType::kIQ2_S,
+    DType::kMXFP4,
+    DType::kF8E4M3};
 
 class Rng {
  public:
@@ -31,7 +43,9 @@ class Rng {
 
 /// Sets the f16 scales of one block of random bytes to values around `d`.
 inline void fix_block(DType t, uint8_t* p, Rng& rng) {
-  const auto scale = [&](float around) { return f32_to_f16(around * (1.f + 0.5f * rng.uniform())); };
+  const auto scale = [&](float around) {
+    return f32_to_f16(around * (1.f + 0.5f * rng.uniform()));
+  };
   const auto put = [&](size_t offset, uint16_t h) { std::memcpy(p + offset, &h, 2); };
   switch (t) {
     case DType::kF32: {
@@ -39,32 +53,50 @@ inline void fix_block(DType t, uint8_t* p, Rng& rng) {
       std::memcpy(p, &f, 4);
       break;
     }
-    case DType::kF16: put(0, f32_to_f16(rng.uniform())); break;
-    case DType::kBF16: put(0, f32_to_bf16(rng.uniform())); break;
-    case DType::kQ8_0: put(0, scale(0.01f)); break;
+    case DType::kF16:
+      put(0, f32_to_f16(rng.uniform()));
+      break;
+    case DType::kBF16:
+      put(0, f32_to_bf16(rng.uniform()));
+      break;
+    case DType::kQ8_0:
+      put(0, scale(0.01f));
+      break;
     case DType::kQ2_K:
       put(offsetof(BlockQ2_K, d), scale(0.05f));
       put(offsetof(BlockQ2_K, dmin), scale(0.07f));
       break;
-    case DType::kQ3_K: put(offsetof(BlockQ3_K, d), scale(-0.01f)); break;
+    case DType::kQ3_K:
+      put(offsetof(BlockQ3_K, d), scale(-0.01f));
+      break;
     case DType::kQ4_K:
     case DType::kQ5_K:
       put(0, scale(0.002f));
       put(2, scale(0.02f));
       break;
-    case DType::kQ6_K: put(offsetof(BlockQ6_K, d), scale(0.0005f)); break;
+    case DType::kQ6_K:
+      put(offsetof(BlockQ6_K, d), scale(0.0005f));
+      break;
     case DType::kIQ2_XXS:
-    case DType::kIQ2_S: put(0, scale(0.015f)); break;
-    case DType::kIQ3_XXS: put(0, scale(-0.005f)); break;
-    case DType::kMXFP4: p[0] = static_cast<uint8_t>(120 + rng.next() % 8); break;
+    case DType::kIQ2_S:
+      put(0, scale(0.015f));
+      break;
+    case DType::kIQ3_XXS:
+      put(0, scale(-0.005f));
+      break;
+    case DType::kMXFP4:
+      p[0] = static_cast<uint8_t>(120 + rng.next() % 8);
+      break;
     case DType::kF8E4M3:
       if ((p[0] & 127) == 127) p[0] = 0;  // NaN
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
-/// A weight that owns its bytes, which end exactly at the end of an allocation, so that a sanitizer sees reads past them.
+/// A weight that owns its bytes, which end exactly at the end of an allocation, so that a sanitizer
+/// sees reads past them.
 struct OwnedWeight : Weight {
   std::vector<uint8_t> bytes, scales;
 

@@ -185,7 +185,9 @@ void test_f8(const cpu::KernelTable& table) {
     std::vector<float> want(static_cast<size_t>(n)), got(want);
     dequantize_f8(codes.data(), scales.data(), n, want.data());
     table.dequantize_f8(codes.data(), scales.data(), n, got.data());
-    check(first_difference(want, got) < 0, std::string(isa_name(table.isa)) + ": E4M3 row of " + std::to_string(n));
+    check(
+        first_difference(want, got) < 0,
+        std::string(isa_name(table.isa)) + ": E4M3 row of " + std::to_string(n));
   }
 }
 

@@ -1,7 +1,7 @@
 // AVX-512 panels: 16 weight rows transcoded to the layouts of avx512_tile.h.
 //
-// The rows are transposed while they are still compressed: a 32-bit lane then belongs to one row throughout, and unpacking
-// yields [16 rows][4 weights] registers without further shuffles.
+// The rows are transposed while they are still compressed: a 32-bit lane then belongs to one row
+// throughout, and unpacking yields [16 rows][4 weights] registers without further shuffles.
 #pragma once
 
 #include "backend/cpu/avx512_rows.h"
@@ -12,7 +12,9 @@ namespace grebe::cpu::avx512 {
 
 inline void store(uint8_t* p, __m512i v) { _mm512_store_si512(p, v); }
 inline void store(uint8_t* p, __m512 v) { _mm512_store_ps(p, v); }
-inline __m512i flip_sign_bit(__m512i v) { return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80))); }
+inline __m512i flip_sign_bit(__m512i v) {
+  return _mm512_xor_si512(v, _mm512_set1_epi8(static_cast<char>(0x80)));
+}
 
 struct PanelQ8_0 {
   static constexpr TileLayout kLayout = TileLayout::k32;
@@ -31,17 +33,22 @@ struct PanelQ8_0 {
 };
 
 // 7-bit sign codes in each 32-bit lane (bits 0-27) to four full sign bytes of even parity.
-inline constexpr Bytes64 kSignShift = make_bytes([](int i) { return i % 8 / 4 * 32 + 7 * (i % 4); });
+inline constexpr Bytes64 kSignShift =
+    make_bytes([](int i) { return i % 8 / 4 * 32 + 7 * (i % 4); });
 
 inline __m512i sign_bytes(__m512i bits) {
-  const __m512i codes = _mm512_and_si512(_mm512_multishift_epi64_epi8(kSignShift, bits), _mm512_set1_epi8(0x7f));
+  const __m512i codes =
+      _mm512_and_si512(_mm512_multishift_epi64_epi8(kSignShift, bits), _mm512_set1_epi8(0x7f));
   const __m512i parity = _mm512_slli_epi16(_mm512_popcnt_epi8(codes), 7);
-  return _mm512_ternarylogic_epi32(codes, parity, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);  // codes | parity & 128
+  return _mm512_ternarylogic_epi32(
+      codes, parity, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);  // codes | parity & 128
 }
 
-// Bit indices for vpshufbitqmb: byte 4 r + e of register m takes sign bit 4 m + e of row r; a qword holds two rows.
+// Bit indices for vpshufbitqmb: byte 4 r + e of register m takes sign bit 4 m + e of row r; a qword
+// holds two rows.
 inline __m512i sign_bit_index(int m) {
-  return _mm512_add_epi8(_mm512_set1_epi64(0x2322212003020100), _mm512_set1_epi8(static_cast<char>(4 * m)));
+  return _mm512_add_epi8(
+      _mm512_set1_epi64(0x2322212003020100), _mm512_set1_epi8(static_cast<char>(4 * m)));
 }
 
 inline __m512i grid2_values() {
@@ -50,7 +57,8 @@ inline __m512i grid2_values() {
 
 // Byte m of each 32-bit lane, four 2-bit ranks, to four bytes with junk above.
 inline __m512i rank_shift(int m) {
-  return _mm512_add_epi8(_mm512_set1_epi64(0x2624222006040200), _mm512_set1_epi8(static_cast<char>(8 * m)));
+  return _mm512_add_epi8(
+      _mm512_set1_epi64(0x2624222006040200), _mm512_set1_epi8(static_cast<char>(8 * m)));
 }
 
 struct PanelIQ2_XXS {
@@ -66,13 +74,18 @@ struct PanelIQ2_XXS {
       const __m512i ranks = lookup256_plane(kPlanesIQ2_XXS[p], index, upper);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
-        const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift(j), ranks), values);
+        const __m512i v =
+            _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift(j), ranks), values);
         // 128 + g becomes 128 - g.
         const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, sign_bit_index(2 * j + p));
-        store(out + 64 * (8 * g + 2 * j + p), _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
+        store(
+            out + 64 * (8 * g + 2 * j + p),
+            _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
       }
     }
-    store(out + 64 * (64 + 1 + g), _mm512_or_si512(_mm512_srli_epi32(bits, 27), _mm512_set1_epi32(1)));
+    store(
+        out + 64 * (64 + 1 + g),
+        _mm512_or_si512(_mm512_srli_epi32(bits, 27), _mm512_set1_epi32(1)));
   }
 
   template <class Rows>
@@ -95,20 +108,26 @@ struct PanelQ2_K {
   static void block(Rows rows, int64_t offset, uint8_t* out) {
     const __m512i low2 = _mm512_set1_epi8(3), low4 = _mm512_set1_epi8(15);
     const __m512i lanes = _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0);
-    // Byte b of each lane, twice, as two 16-bit scales: what vpmullw needs to scale four codes of at most 3 by at most 15.
+    // Byte b of each lane, twice, as two 16-bit scales: what vpmullw needs to scale four codes of
+    // at most 3 by at most 15.
     const auto spread = [&](int b) {
-      return _mm512_or_si512(_mm512_set1_epi32(static_cast<int>(0x80008000u + 0x10001u * static_cast<unsigned>(b))), lanes);
+      return _mm512_or_si512(
+          _mm512_set1_epi32(static_cast<int>(0x80008000u + 0x10001u * static_cast<unsigned>(b))),
+          lanes);
     };
     __m512i scale[16], col[4];
     load_columns4(rows, offset, col);
 #pragma GCC unroll 4
     for (int c = 0; c < 4; c++) {
-      const __m512i s = _mm512_and_si512(col[c], low4), m = _mm512_and_si512(_mm512_srli_epi16(col[c], 4), low4);
+      const __m512i s = _mm512_and_si512(col[c], low4),
+                    m = _mm512_and_si512(_mm512_srli_epi16(col[c], 4), low4);
 #pragma GCC unroll 4
       for (int b = 0; b < 4; b++) scale[4 * c + b] = _mm512_shuffle_epi8(s, spread(b));
       // Pairs of mins as 16-bit.
-      const __m512i pair0 = _mm512_or_si512(_mm512_set1_epi32(static_cast<int>(0x80018000u)), lanes);
-      const __m512i pair1 = _mm512_or_si512(_mm512_set1_epi32(static_cast<int>(0x80038002u)), lanes);
+      const __m512i pair0 =
+          _mm512_or_si512(_mm512_set1_epi32(static_cast<int>(0x80018000u)), lanes);
+      const __m512i pair1 =
+          _mm512_or_si512(_mm512_set1_epi32(static_cast<int>(0x80038002u)), lanes);
       store(out + 64 * (66 + 2 * c), _mm512_shuffle_epi8(m, pair0));
       store(out + 64 * (66 + 2 * c + 1), _mm512_shuffle_epi8(m, pair1));
     }
@@ -134,14 +153,17 @@ void pack_panel(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_i
     for (int64_t b = 0; b < n_in / Panel::kBlock; b++) {
       // The next panel's rows: sixteen short streams are more than the hardware follows.
       for (int r = 0; r < 16; r++) {
-        const char* ahead = reinterpret_cast<const char*>(rows.p + (16 + r) * row_bytes + b * Panel::kBlockBytes);
+        const char* ahead =
+            reinterpret_cast<const char*>(rows.p + (16 + r) * row_bytes + b * Panel::kBlockBytes);
         for (int i = 0; i < Panel::kBlockBytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
       }
       Panel::block(rows, b * Panel::kBlockBytes, panel + b * panel_block_bytes(Panel::kLayout));
     }
   };
-  if (n_rows == 16) all(Rows16{w, row_bytes});
-  else all(ShortRows{w, row_bytes, static_cast<int>(n_rows) - 1});
+  if (n_rows == 16)
+    all(Rows16{w, row_bytes});
+  else
+    all(ShortRows{w, row_bytes, static_cast<int>(n_rows) - 1});
 }
 
 }  // namespace grebe::cpu::avx512

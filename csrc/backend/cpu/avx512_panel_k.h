@@ -16,19 +16,22 @@ inline __m512i bit_pair(__m512i v, int b) {
 
 // Shuffle indices that move bytes of each 32-bit lane: 0x80 in `pattern` gives zero.
 inline __m512i lane_shuffle(uint32_t pattern) {
-  return _mm512_or_si512(_mm512_set1_epi32(static_cast<int>(pattern)),
-                         _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+  return _mm512_or_si512(
+      _mm512_set1_epi32(static_cast<int>(pattern)),
+      _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
 }
 
 // Byte b of each lane as i32.
 inline __m512i byte_u32(__m512i v, int b) {
-  return _mm512_and_si512(_mm512_srli_epi32(v, static_cast<unsigned>(8 * b)), _mm512_set1_epi32(255));
+  return _mm512_and_si512(
+      _mm512_srli_epi32(v, static_cast<unsigned>(8 * b)), _mm512_set1_epi32(255));
 }
 inline __m512i byte_i32(__m512i v, int b) {
   return _mm512_srai_epi32(_mm512_slli_epi32(v, static_cast<unsigned>(24 - 8 * b)), 24);
 }
 
-// The first 16 bytes of Q4_K and Q5_K blocks of 16 rows: d, dmin, eight 6-bit scales and mins as bytes of two words.
+// The first 16 bytes of Q4_K and Q5_K blocks of 16 rows: d, dmin, eight 6-bit scales and mins as
+// bytes of two words.
 struct HeaderK4 {
   __m512 d, dmin;
   __m512i scale[2], min[2];
@@ -42,8 +45,10 @@ struct HeaderK4 {
     const __m512i six = _mm512_set1_epi8(63), high = _mm512_set1_epi8(48);
     scale[0] = _mm512_and_si512(col[1], six);
     min[0] = _mm512_and_si512(col[2], six);
-    scale[1] = _mm512_or_si512(low_nibbles(col[3]), _mm512_and_si512(_mm512_srli_epi16(col[1], 2), high));
-    min[1] = _mm512_or_si512(high_nibbles(col[3]), _mm512_and_si512(_mm512_srli_epi16(col[2], 2), high));
+    scale[1] =
+        _mm512_or_si512(low_nibbles(col[3]), _mm512_and_si512(_mm512_srli_epi16(col[1], 2), high));
+    min[1] =
+        _mm512_or_si512(high_nibbles(col[3]), _mm512_and_si512(_mm512_srli_epi16(col[2], 2), high));
   }
 
   void store_panel(uint8_t* out) const {
@@ -65,7 +70,8 @@ struct PanelQ4_K {
   static void block(Rows rows, int64_t offset, uint8_t* out) {
     HeaderK4(rows, offset).store_panel(out);
     __m512i col[4];
-    for (int i = 0; i < 8; i++) {  // 16 bytes: 16 weights in low nibbles, 16 a group later in high ones
+    for (int i = 0; i < 8;
+         i++) {  // 16 bytes: 16 weights in low nibbles, 16 a group later in high ones
       load_columns4(rows, offset + offsetof(BlockQ4_K, q) + 16 * i, col);
       uint8_t* const to = out + 64 * (16 * (i / 2) + 4 * (i % 2));
       for (int c = 0; c < 4; c++) {
@@ -88,8 +94,9 @@ struct PanelQ5_K {
     load_columns4(rows, offset + offsetof(BlockQ5_K, qh) + 16, high + 4);
     // Bit `group` of each byte, moved to bit 4.
     const auto fifth = [&](int c, int group) {
-      const __m512i moved = group < 4 ? _mm512_slli_epi16(high[c], static_cast<unsigned>(4 - group))
-                                      : _mm512_srli_epi16(high[c], static_cast<unsigned>(group - 4));
+      const __m512i moved = group < 4
+                                ? _mm512_slli_epi16(high[c], static_cast<unsigned>(4 - group))
+                                : _mm512_srli_epi16(high[c], static_cast<unsigned>(group - 4));
       return _mm512_and_si512(moved, _mm512_set1_epi8(16));
     };
     for (int i = 0; i < 8; i++) {
@@ -98,7 +105,9 @@ struct PanelQ5_K {
       const int group = i / 2 * 2;
       for (int c = 0; c < 4; c++) {
         store(to + 64 * c, _mm512_or_si512(low_nibbles(col[c]), fifth(4 * (i % 2) + c, group)));
-        store(to + 64 * (c + 8), _mm512_or_si512(high_nibbles(col[c]), fifth(4 * (i % 2) + c, group + 1)));
+        store(
+            to + 64 * (c + 8),
+            _mm512_or_si512(high_nibbles(col[c]), fifth(4 * (i % 2) + c, group + 1)));
       }
     }
   }
@@ -112,7 +121,8 @@ struct PanelQ6_K {
   static void block(Rows rows, int64_t offset, uint8_t* out) {
     const __m512i bias = _mm512_set1_epi8(128 - 32);
     __m512i low[4], high[4];
-    for (int i = 0; i < 8; i++) {  // 16 bytes of ql; which bit pair of qh depends on the group of 32
+    for (int i = 0; i < 8;
+         i++) {  // 16 bytes of ql; which bit pair of qh depends on the group of 32
       const int half = i / 4, group = i % 4 / 2;
       load_columns4(rows, offset + 16 * i, low);
       load_columns4(rows, offset + offsetof(BlockQ6_K, qh) + 32 * half + 16 * (i % 2), high);
@@ -158,12 +168,15 @@ struct PanelQ3_K {
     const auto joined = [](__m512i a, __m512i b) {
       return _mm512_or_si512(_mm512_srli_epi32(a, 16), _mm512_slli_epi32(b, 16));
     };
-    const __m512i low0 = joined(col[0], col[1]), low1 = joined(col[1], col[2]), top = joined(col[2], col[3]);
-    const __m512i nibbles[4] = {low_nibbles(low0), low_nibbles(low1), high_nibbles(low0), high_nibbles(low1)};
+    const __m512i low0 = joined(col[0], col[1]), low1 = joined(col[1], col[2]),
+                  top = joined(col[2], col[3]);
+    const __m512i nibbles[4] = {
+        low_nibbles(low0), low_nibbles(low1), high_nibbles(low0), high_nibbles(low1)};
     for (int i = 0; i < 4; i++) {
       const __m512i six = _mm512_or_si512(nibbles[i], _mm512_slli_epi16(bit_pair(top, 2 * i), 4));
       for (int b = 0; b < 4; b++) {
-        store(out + 64 * (65 + 4 * i + b), _mm512_sub_epi32(byte_u32(six, b), _mm512_set1_epi32(32)));
+        store(
+            out + 64 * (65 + 4 * i + b), _mm512_sub_epi32(byte_u32(six, b), _mm512_set1_epi32(32)));
       }
     }
     store(out + 64 * 64, f16_of_low_half(_mm512_srli_epi32(col[3], 16)));
@@ -184,8 +197,9 @@ struct PanelIQ3_XXS {
   static constexpr Bytes64 kWiden[2] = {
       make_bytes([](int i) { return i % 2 ? 0x80 : i % 16 / 4 * 4 + i % 4 / 2; }),
       make_bytes([](int i) { return i % 2 ? 0x80 : i % 16 / 4 * 4 + i % 4 / 2 + 2; })};
-  static constexpr Bytes64 kRankShift[2] = {make_bytes([](int i) { return i % 8 / 4 * 32 + 3 * (i % 4); }),
-                                            make_bytes([](int i) { return i % 8 / 4 * 32 + 3 * (i % 4) + 16; })};
+  static constexpr Bytes64 kRankShift[2] = {
+      make_bytes([](int i) { return i % 8 / 4 * 32 + 3 * (i % 4); }),
+      make_bytes([](int i) { return i % 8 / 4 * 32 + 3 * (i % 4) + 16; })};
 
   template <class Rows>
   static void block(Rows rows, int64_t offset, uint8_t* out) {
@@ -198,12 +212,16 @@ struct PanelIQ3_XXS {
       const __m512i signs = sign_bytes(bits[g]);
 #pragma GCC unroll 8
       for (int m = 0; m < 8; m++) {  // four weights: index byte m of the group
-        const __m512i ranks = lookup256(kGridIQ3_XXS, _mm512_shuffle_epi8(index[g % 2 * 2 + m / 4], kWiden[m % 4 / 2]));
-        const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(kRankShift[m % 2], ranks), values);
+        const __m512i ranks = lookup256(
+            kGridIQ3_XXS, _mm512_shuffle_epi8(index[g % 2 * 2 + m / 4], kWiden[m % 4 / 2]));
+        const __m512i v =
+            _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(kRankShift[m % 2], ranks), values);
         const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs, sign_bit_index(m));
         store(out + 64 * (8 * g + m), _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
       }
-      store(out + 64 * (65 + g), _mm512_or_si512(_mm512_srli_epi32(bits[g], 27), _mm512_set1_epi32(1)));
+      store(
+          out + 64 * (65 + g),
+          _mm512_or_si512(_mm512_srli_epi32(bits[g], 27), _mm512_set1_epi32(1)));
     }
     store(out + 64 * 64, _mm512_mul_ps(load_f16_column(rows, offset), _mm512_set1_ps(0.25f)));
   }
@@ -230,13 +248,18 @@ struct PanelIQ2_S {
         const __m512i ranks = _mm512_i32gather_epi32(entry, kGridIQ2_S_padded.v, 2);
 #pragma GCC unroll 2
         for (int m = 0; m < 2; m++) {
-          const __m512i v = _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift(m), ranks), values);
-          const __mmask64 negative = _mm512_bitshuffle_epi64_mask(signs[g], sign_bit_index(2 * j + m));
-          store(out + 64 * (8 * g + 2 * j + m), _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
+          const __m512i v =
+              _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(rank_shift(m), ranks), values);
+          const __mmask64 negative =
+              _mm512_bitshuffle_epi64_mask(signs[g], sign_bit_index(2 * j + m));
+          store(
+              out + 64 * (8 * g + 2 * j + m),
+              _mm512_mask_sub_epi8(v, negative, _mm512_setzero_si512(), v));
         }
       }
       const __m512i scales = byte_u32(tail[2 + g / 4], g % 4), one = _mm512_set1_epi32(1);
-      const __m512i low = _mm512_and_si512(scales, _mm512_set1_epi32(15)), high = _mm512_srli_epi32(scales, 4);
+      const __m512i low = _mm512_and_si512(scales, _mm512_set1_epi32(15)),
+                    high = _mm512_srli_epi32(scales, 4);
       store(out + 64 * (65 + 2 * g), _mm512_or_si512(_mm512_slli_epi32(low, 1), one));
       store(out + 64 * (66 + 2 * g), _mm512_or_si512(_mm512_slli_epi32(high, 1), one));
     }
@@ -252,10 +275,13 @@ __m512 load_e8m0_column(Rows rows, int64_t offset) {
   const __m512i v = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(e)));
   const __mmask16 tiny = _mm512_cmplt_epu32_mask(v, _mm512_set1_epi32(2));
   const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(v, _mm512_set1_epi32(1)), 23);
-  return _mm512_castsi512_ps(_mm512_mask_sllv_epi32(normal, tiny, _mm512_set1_epi32(0x00200000), v));
+  return _mm512_castsi512_ps(
+      _mm512_mask_sllv_epi32(normal, tiny, _mm512_set1_epi32(0x00200000), v));
 }
 
-inline __m512i doubled_e2m1() { return _mm512_broadcast_i32x4(load128(reinterpret_cast<const uint8_t*>(kDoubledE2M1))); }
+inline __m512i doubled_e2m1() {
+  return _mm512_broadcast_i32x4(load128(reinterpret_cast<const uint8_t*>(kDoubledE2M1)));
+}
 
 struct PanelMXFP4 {
   static constexpr TileLayout kLayout = TileLayout::k32;

@@ -1,4 +1,5 @@
-// AVX-512 building blocks for 16 weight rows at once: strided loads that transpose on the way, and sums across lanes.
+// AVX-512 building blocks for 16 weight rows at once: strided loads that transpose on the way, and
+// sums across lanes.
 #pragma once
 
 #include "backend/cpu/simd.h"
@@ -37,8 +38,12 @@ struct ShortRows {
   const uint8_t* operator[](int r) const { return p + (r < last ? r : last) * stride; }
 };
 
-inline __m128i load128(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-inline __m256i load256(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+inline __m128i load128(const uint8_t* p) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+}
+inline __m256i load256(const uint8_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
 
 /// col[c] lane r = 32-bit word c of the 16 bytes at rows[r] + offset.
 template <class Rows>
@@ -66,7 +71,7 @@ __m512 load_f16_column(Rows rows, int64_t offset) {
 #pragma GCC unroll 16
   for (int r = 0; r < 16; r++) std::memcpy(&h[r], rows[r] + offset, 2);
   __m128i lo = _mm_cvtsi32_si128(h[0]), hi = _mm_cvtsi32_si128(h[8]);
-#define GREBE_INSERT_(i) \
+#define GREBE_INSERT_(i)              \
   lo = _mm_insert_epi16(lo, h[i], i); \
   hi = _mm_insert_epi16(hi, h[8 + i], i)
   GREBE_INSERT_(1);
@@ -89,22 +94,31 @@ inline __m512i add_within_lanes(__m512i v0, __m512i v1, __m512i v2, __m512i v3) 
 
 /// Lane r = sum of the lanes of v[r].
 inline __m512i add_across(const __m512i v[16]) {
-  const __m512i u0 = add_within_lanes(v[0], v[1], v[2], v[3]), u1 = add_within_lanes(v[4], v[5], v[6], v[7]);
-  const __m512i u2 = add_within_lanes(v[8], v[9], v[10], v[11]), u3 = add_within_lanes(v[12], v[13], v[14], v[15]);
-  const __m512i t0 = _mm512_add_epi32(_mm512_shuffle_i64x2(u0, u1, 0x44), _mm512_shuffle_i64x2(u0, u1, 0xee));
-  const __m512i t1 = _mm512_add_epi32(_mm512_shuffle_i64x2(u2, u3, 0x44), _mm512_shuffle_i64x2(u2, u3, 0xee));
+  const __m512i u0 = add_within_lanes(v[0], v[1], v[2], v[3]),
+                u1 = add_within_lanes(v[4], v[5], v[6], v[7]);
+  const __m512i u2 = add_within_lanes(v[8], v[9], v[10], v[11]),
+                u3 = add_within_lanes(v[12], v[13], v[14], v[15]);
+  const __m512i t0 =
+      _mm512_add_epi32(_mm512_shuffle_i64x2(u0, u1, 0x44), _mm512_shuffle_i64x2(u0, u1, 0xee));
+  const __m512i t1 =
+      _mm512_add_epi32(_mm512_shuffle_i64x2(u2, u3, 0x44), _mm512_shuffle_i64x2(u2, u3, 0xee));
   return _mm512_add_epi32(_mm512_shuffle_i64x2(t0, t1, 0x88), _mm512_shuffle_i64x2(t0, t1, 0xdd));
 }
 
-/// 256 16-bit entries in eight registers: the low 6 bits of an index select within a pair, bits 6 and 7 the pair.
+/// 256 16-bit entries in eight registers: the low 6 bits of an index select within a pair, bits 6
+/// and 7 the pair.
 inline __m512i lookup256(const uint16_t* table, __m512i index) {
   const auto grid = [table](int i) { return _mm512_load_si512(table + 32 * i); };
   const __mmask32 m6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x40));
   const __mmask32 m7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x80));
-  const __m512i g01 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid(0), index, grid(1)), m6,
-                                            _mm512_permutex2var_epi16(grid(2), index, grid(3)));
-  const __m512i g23 = _mm512_mask_mov_epi16(_mm512_permutex2var_epi16(grid(4), index, grid(5)), m6,
-                                            _mm512_permutex2var_epi16(grid(6), index, grid(7)));
+  const __m512i g01 = _mm512_mask_mov_epi16(
+      _mm512_permutex2var_epi16(grid(0), index, grid(1)),
+      m6,
+      _mm512_permutex2var_epi16(grid(2), index, grid(3)));
+  const __m512i g23 = _mm512_mask_mov_epi16(
+      _mm512_permutex2var_epi16(grid(4), index, grid(5)),
+      m6,
+      _mm512_permutex2var_epi16(grid(6), index, grid(7)));
   return _mm512_mask_mov_epi16(g01, m7, g23);
 }
 
@@ -112,7 +126,8 @@ inline __m512i lookup256(const uint16_t* table, __m512i index) {
 struct PlanesIQ2_XXS {
   alignas(64) uint8_t v[2][256] = {};
   constexpr PlanesIQ2_XXS() {
-    for (int i = 0; i < 512; i++) v[i / 256][i % 256] = static_cast<uint8_t>(kGridIQ2_XXS[i % 256] >> (i / 256 * 8));
+    for (int i = 0; i < 512; i++)
+      v[i / 256][i % 256] = static_cast<uint8_t>(kGridIQ2_XXS[i % 256] >> (i / 256 * 8));
   }
   constexpr const uint8_t* operator[](int p) const { return v[p]; }
 };
@@ -121,8 +136,10 @@ inline constexpr PlanesIQ2_XXS kPlanesIQ2_XXS;
 /// 64 byte lookups in 256 bytes; `upper` is bit 7 of the indices.
 inline __m512i lookup256_plane(const uint8_t* plane, __m512i index, __mmask64 upper) {
   const auto part = [plane](int i) { return _mm512_load_si512(plane + 64 * i); };
-  return _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(part(0), index, part(1)), upper,
-                              _mm512_permutex2var_epi8(part(2), index, part(3)));
+  return _mm512_mask_mov_epi8(
+      _mm512_permutex2var_epi8(part(0), index, part(1)),
+      upper,
+      _mm512_permutex2var_epi8(part(2), index, part(3)));
 }
 
 /// kGridIQ2_S with room for 32-bit gathers of its last entry.
@@ -134,11 +151,14 @@ struct PaddedGridIQ2_S {
 };
 inline constexpr PaddedGridIQ2_S kGridIQ2_S_padded;
 
-/// Calls f(rows, first row, mask of lanes to store) until n_rows are covered. The last group reaches back to stay full.
+/// Calls f(rows, first row, mask of lanes to store) until n_rows are covered. The last group
+/// reaches back to stay full.
 template <class F>
 void for_row_groups(const uint8_t* w, int64_t row_bytes, int64_t n_rows, F f) {
   if (n_rows < 16) {
-    f(ShortRows{w, row_bytes, static_cast<int>(n_rows) - 1}, 0, static_cast<__mmask16>((1u << n_rows) - 1));
+    f(ShortRows{w, row_bytes, static_cast<int>(n_rows) - 1},
+      0,
+      static_cast<__mmask16>((1u << n_rows) - 1));
     return;
   }
   for (int64_t r = 0; r < n_rows; r += 16) {

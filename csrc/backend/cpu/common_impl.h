@@ -1,5 +1,6 @@
-// Kernels that every table compiles from the same source, on the 16-lane type of simd.h: quantization of x, products with
-// float weights, SwiGLU. Included by the per-ISA translation units only.
+// Kernels that every table compiles from the same source, on the 16-lane type of simd.h:
+// quantization of x, products with float weights, SwiGLU. Included by the per-ISA translation units
+// only.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +10,8 @@
 
 namespace grebe::cpu::GREBE_ISA {
 
-// Largest |x| of a group as float bits: as integers NaN > inf > any finite value, so nothing is lost on the way.
+// Largest |x| of a group as float bits: as integers NaN > inf > any finite value, so nothing is
+// lost on the way.
 inline uint32_t max_abs_bits(const float* x, int n) {
   uint32_t top = 0;
   for (int i = 0; i < n; i++) {
@@ -19,13 +21,16 @@ inline uint32_t max_abs_bits(const float* x, int n) {
   return top;
 }
 
-// q = round(x * 127 / amax), ties to even; d = amax / 127. Groups below 2^-100 count as zero: their reciprocal would overflow.
+// q = round(x * 127 / amax), ties to even; d = amax / 127. Groups below 2^-100 count as zero: their
+// reciprocal would overflow.
 inline void quantize(const float* x, int64_t n, int group, int8_t* q, float* d, int16_t* sums) {
   for (int64_t begin = 0; begin < n; begin += group) {
     const float amax = std::bit_cast<float>(max_abs_bits(x + begin, group));
     const bool finite = std::isfinite(amax);
     const float inverse = finite && amax >= 0x1p-100f ? 127.f / amax : 0.f;
-    d[begin / group] = !finite ? std::bit_cast<float>(0x7fc00000u) : inverse > 0.f ? amax / 127.f : 0.f;
+    d[begin / group] = !finite         ? std::bit_cast<float>(0x7fc00000u)
+                       : inverse > 0.f ? amax / 127.f
+                                       : 0.f;
     const f32x16 factor = set16(inverse);
     for (int i = 0; i < group; i += 16) {
       int8_t* out = q + begin + i;
@@ -106,8 +111,14 @@ inline float reduce(f32x16 a) {
 
 // R weight rows times T rows of x, one 16-lane accumulator each.
 template <class Load, int R, int T>
-void float_tile(const uint8_t* w, int64_t row_bytes, int64_t n_in, const float* x, int64_t x_stride, float* y,
-                int64_t y_stride) {
+void float_tile(
+    const uint8_t* w,
+    int64_t row_bytes,
+    int64_t n_in,
+    const float* x,
+    int64_t x_stride,
+    float* y,
+    int64_t y_stride) {
   f32x16 acc[R][T];
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) acc[r][t] = zero16();
@@ -127,7 +138,8 @@ void float_tile(const uint8_t* w, int64_t row_bytes, int64_t n_in, const float* 
     const int rest = static_cast<int>(n_in - k);
     for (int r = 0; r < R; r++) {
       const f32x16 ws = load_rest<Load>(w + r * row_bytes + k * Load::kBytes, rest);
-      for (int t = 0; t < T; t++) acc[r][t] = fma16(ws, load16_n(x + t * x_stride + k, rest), acc[r][t]);
+      for (int t = 0; t < T; t++)
+        acc[r][t] = fma16(ws, load16_n(x + t * x_stride + k, rest), acc[r][t]);
     }
   }
   for (int r = 0; r < R; r++)
@@ -143,14 +155,24 @@ inline constexpr int kFloatRows = 2, kFloatTokens = 3;
 #endif
 
 template <class Load>
-void multiply_float(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, const float* x, int64_t x_stride,
-                    int64_t n, float* y, int64_t y_stride) {
+void multiply_float(
+    const uint8_t* w,
+    int64_t row_bytes,
+    int64_t n_rows,
+    int64_t n_in,
+    const float* x,
+    int64_t x_stride,
+    int64_t n,
+    float* y,
+    int64_t y_stride) {
   constexpr int R = kFloatRows, T = kFloatTokens;
   if (n == 1) {  // a stream: several rows hide the latency of the fma chain
     constexpr int S = R == 4 ? 8 : 4;
     int64_t r = 0;
-    for (; r + S <= n_rows; r += S) float_tile<Load, S, 1>(w + r * row_bytes, row_bytes, n_in, x, x_stride, y + r, y_stride);
-    for (; r < n_rows; r++) float_tile<Load, 1, 1>(w + r * row_bytes, row_bytes, n_in, x, x_stride, y + r, y_stride);
+    for (; r + S <= n_rows; r += S)
+      float_tile<Load, S, 1>(w + r * row_bytes, row_bytes, n_in, x, x_stride, y + r, y_stride);
+    for (; r < n_rows; r++)
+      float_tile<Load, 1, 1>(w + r * row_bytes, row_bytes, n_in, x, x_stride, y + r, y_stride);
     return;
   }
   for (int64_t r = 0; r < n_rows;) {
@@ -158,18 +180,27 @@ void multiply_float(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t
     const bool full = r + R <= n_rows;
     int64_t t = 0;
     for (; t + T <= n; t += T) {
-      if (full) float_tile<Load, R, T>(rows, row_bytes, n_in, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
-      else float_tile<Load, 1, T>(rows, row_bytes, n_in, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
+      if (full)
+        float_tile<Load, R, T>(
+            rows, row_bytes, n_in, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
+      else
+        float_tile<Load, 1, T>(
+            rows, row_bytes, n_in, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
     }
     for (; t < n; t++) {
-      if (full) float_tile<Load, R, 1>(rows, row_bytes, n_in, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
-      else float_tile<Load, 1, 1>(rows, row_bytes, n_in, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
+      if (full)
+        float_tile<Load, R, 1>(
+            rows, row_bytes, n_in, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
+      else
+        float_tile<Load, 1, 1>(
+            rows, row_bytes, n_in, x + t * x_stride, x_stride, y + t * y_stride + r, y_stride);
     }
     r += full ? R : 1;
   }
 }
 
-// An E4M3 code shifted into the places of an f16 is its value times 2^-8, subnormals included; only NaN differs.
+// An E4M3 code shifted into the places of an f16 is its value times 2^-8, subnormals included; only
+// NaN differs.
 inline void dequantize_f8(const uint8_t* codes, const uint8_t* scales, int64_t n, float* out) {
   int64_t k = 0;
   for (; k + 16 <= n; k += 16) {
@@ -201,7 +232,8 @@ inline f32x16 swiglu16(f32x16 g, f32x16 u, float clamp, f32x16 weight) {
 inline void swiglu(float* gate, const float* up, int64_t n, float clamp, float weight) {
   const f32x16 w = set16(weight);
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) store16(gate + i, swiglu16(load16(gate + i), load16(up + i), clamp, w));
+  for (; i + 16 <= n; i += 16)
+    store16(gate + i, swiglu16(load16(gate + i), load16(up + i), clamp, w));
   if (i < n) {
     const int rest = static_cast<int>(n - i);
     store16_n(gate + i, swiglu16(load16_n(gate + i, rest), load16_n(up + i, rest), clamp, w), rest);

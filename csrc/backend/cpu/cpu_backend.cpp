@@ -1,7 +1,8 @@
 // The CPU backend: ops run at once, on the calling thread and the pool.
 //
-// This file decides how an op is cut into tasks; the loops are in ops_impl.h, the products in matmul.cpp and moe.cpp. A cut never
-// changes a result. Single-token steps keep the small ops on the calling thread: a barrier costs more than they do.
+// This file decides how an op is cut into tasks; the loops are in ops_impl.h, the products in
+// matmul.cpp and moe.cpp. A cut never changes a result. Single-token steps keep the small ops on
+// the calling thread: a barrier costs more than they do.
 #include "backend/cpu/cpu_backend.h"
 
 #include <algorithm>
@@ -22,7 +23,8 @@ namespace {
 
 double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
-// [4.2] steps 2 to 4 for one row: mix f32[(2 + s) s] -> pre, post f32[s], comb f32[s, s]. In double: 24 numbers.
+// [4.2] steps 2 to 4 for one row: mix f32[(2 + s) s] -> pre, post f32[s], comb f32[s, s]. In
+// double: 24 numbers.
 void hc_split(const Backend::HcPre& p, const float* mix, float* pre, float* post, float* comb) {
   constexpr int kMax = 8;
   const int s = p.n_streams;
@@ -87,7 +89,8 @@ class CpuBackend final : public Backend {
   }
   void release(void* memory, uint64_t) noexcept override { std::free(memory); }
   uint64_t scratch_bytes() const override {
-    return matmul_.scratch_bytes() + sizeof(float) * (mix_.capacity() + scratch_.capacity() + scores_.capacity()) +
+    return matmul_.scratch_bytes() +
+           sizeof(float) * (mix_.capacity() + scratch_.capacity() + scores_.capacity()) +
            index_codes_.capacity();
   }
 
@@ -95,15 +98,18 @@ class CpuBackend final : public Backend {
   void commit() override {}
   void wait() override {}
 
-  void embed(const Weight& w, const int32_t* tokens, int64_t n, int32_t n_streams, float* X) override {
+  void embed(
+      const Weight& w, const int32_t* tokens, int64_t n, int32_t n_streams, float* X) override {
     pool_.parallel_for(n, [&](int64_t i, int) {
       float* row = X + i * n_streams * w.n_in;
       dequantize_rows(w, 0, tokens[i], 1, row);
-      for (int32_t j = 1; j < n_streams; j++) std::memcpy(row + j * w.n_in, row, sizeof(float) * w.n_in);
+      for (int32_t j = 1; j < n_streams; j++)
+        std::memcpy(row + j * w.n_in, row, sizeof(float) * w.n_in);
     });
   }
 
-  void hc_pre(const HcPre& p, const float* X, int64_t n, float* x, float* post, float* comb) override {
+  void hc_pre(
+      const HcPre& p, const float* X, int64_t n, float* x, float* post, float* comb) override {
     const int64_t s = p.n_streams, width = s * p.hidden, mixes = (2 + s) * s;
     mix_.resize(std::max<size_t>(mix_.size(), n * mixes));
     const MatmulTask task{p.fn, 0, mixes, X, width, mix_.data(), mixes};
@@ -120,11 +126,24 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void hc_post(float* X, const float* y, const float* post, const float* comb, int64_t n, int32_t n_streams,
-               int64_t hidden) override {
+  void hc_post(
+      float* X,
+      const float* y,
+      const float* post,
+      const float* comb,
+      int64_t n,
+      int32_t n_streams,
+      int64_t hidden) override {
     pool_.parallel_for(n, [&](int64_t i, int) {
-      ops_.hc_expand(X + i * n_streams * hidden, y + i * hidden, post + i * n_streams,
-                     comb + i * n_streams * n_streams, n_streams, hidden, 0, hidden);
+      ops_.hc_expand(
+          X + i * n_streams * hidden,
+          y + i * hidden,
+          post + i * n_streams,
+          comb + i * n_streams * n_streams,
+          n_streams,
+          hidden,
+          0,
+          hidden);
     });
   }
 
@@ -138,7 +157,8 @@ class CpuBackend final : public Backend {
       const float r = ops_.inverse_rms(streams, width, p.rms_eps);
       float pre[8];
       for (int64_t j = 0; j < s; j++) {
-        pre[j] = static_cast<float>(sigmoid(double{mix_[j] * r} * p.scale[0] + p.base[j]) + p.hc_eps);
+        pre[j] =
+            static_cast<float>(sigmoid(double{mix_[j] * r} * p.scale[0] + p.base[j]) + p.hc_eps);
       }
       float* out = x + i * p.hidden;
       ops_.hc_collapse(streams, pre, p.n_streams, p.hidden, out);
@@ -155,27 +175,43 @@ class CpuBackend final : public Backend {
   }
 
   void rms_norm(float* x, const float* weight, int64_t n, int64_t width, float eps) override {
-    pool_.parallel_for(n, [&](int64_t i, int) { ops_.rms_norm(x + i * width, weight, width, eps, x + i * width); });
+    pool_.parallel_for(n, [&](int64_t i, int) {
+      ops_.rms_norm(x + i * width, weight, width, eps, x + i * width);
+    });
   }
 
-  void q_norm_rope(float* q, const RopeTable& rope, int64_t n, int32_t n_heads, int32_t head_dim, float eps) override {
+  void q_norm_rope(
+      float* q, const RopeTable& rope, int64_t n, int32_t n_heads, int32_t head_dim, float eps)
+      override {
     pool_.parallel_for(n, [&](int64_t i, int) {
       for (int32_t h = 0; h < n_heads; h++) {
         float* head = q + (i * n_heads + h) * head_dim;
         ops_.rms_norm(head, nullptr, head_dim, eps, head);
-        rope_rotate(head + head_dim - 2 * rope.half, rope.cos + i * rope.half, rope.sin + i * rope.half, rope.half, 1.f);
+        rope_rotate(
+            head + head_dim - 2 * rope.half,
+            rope.cos + i * rope.half,
+            rope.sin + i * rope.half,
+            rope.half,
+            1.f);
       }
     });
   }
 
-  void kv_rows(const float* kv, const float* norm, const RopeTable& rope, int64_t n, const KvRowFormat& format,
-               float eps, uint8_t* out) override {
+  void kv_rows(
+      const float* kv,
+      const float* norm,
+      const RopeTable& rope,
+      int64_t n,
+      const KvRowFormat& format,
+      float eps,
+      uint8_t* out) override {
     const int64_t bytes = format.row_bytes();
     float* scratch = thread_scratch(format.head_dim);
     pool_.parallel_for(n, [&](int64_t i, int thread) {
       float* row = scratch + int64_t{thread} * format.head_dim;
       ops_.rms_norm(kv + i * format.head_dim, norm, format.head_dim, eps, row);
-      rope_rotate(row + format.nope(), rope.cos + i * rope.half, rope.sin + i * rope.half, rope.half, 1.f);
+      rope_rotate(
+          row + format.nope(), rope.cos + i * rope.half, rope.sin + i * rope.half, rope.half, 1.f);
       pack_kv_row(row, format, out + i * bytes);
     });
   }
@@ -197,12 +233,15 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void store_kv_rows(std::span<const StoreRowsTask> tasks, const KvRowFormat& format, float eps) override {
-    store_rows(tasks, format.head_dim, eps,
-               [&](float* row, uint8_t* out) { pack_kv_row(row, format, out); });
+  void store_kv_rows(
+      std::span<const StoreRowsTask> tasks, const KvRowFormat& format, float eps) override {
+    store_rows(tasks, format.head_dim, eps, [&](float* row, uint8_t* out) {
+      pack_kv_row(row, format, out);
+    });
   }
 
-  void store_index_rows(std::span<const StoreRowsTask> tasks, const IndexRowFormat& format, float eps) override {
+  void store_index_rows(
+      std::span<const StoreRowsTask> tasks, const IndexRowFormat& format, float eps) override {
     store_rows(tasks, format.dim, eps, [&](float* row, uint8_t* out) {
       if (format.packed) {
         pack_index_row(row, format.dim, out);
@@ -212,33 +251,51 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void index_select(std::span<const IndexTask> tasks, const IndexShape& shape, float* q, const RopeTable& rope,
-                    const float* weights, int64_t n) override {
+  void index_select(
+      std::span<const IndexTask> tasks,
+      const IndexShape& shape,
+      float* q,
+      const RopeTable& rope,
+      const float* weights,
+      int64_t n) override {
     prepare_index_queries(shape, q, rope, weights, n);
     for (const IndexTask& task : tasks) {
       const int64_t pos = task.segment.pos, total = task.segment.n;
-      // Scores of a group of queries at a time, so that a long history does not need n x rows floats.
+      // Scores of a group of queries at a time, so that a long history does not need n x rows
+      // floats.
       constexpr int64_t kMaxScores = int64_t{8} << 20;
       const int64_t rows_end = (pos + total) / shape.ratio;
       const int64_t stride = (rows_end + kIndexPanel - 1) / kIndexPanel * kIndexPanel;
-      const int64_t group = std::clamp<int64_t>(kMaxScores / std::max<int64_t>(stride, 1), 1, total);
+      const int64_t group =
+          std::clamp<int64_t>(kMaxScores / std::max<int64_t>(stride, 1), 1, total);
       scores_.resize(std::max<size_t>(scores_.size(), group * stride));
       for (int64_t first = 0; first < total; first += group) {
         const int64_t count = std::min(group, total - first);
         score_rows(task, shape, q, first, count, stride);
         pool_.parallel_for(count, [&](int64_t i, int) {
           const int64_t visible = (pos + first + i + 1) / shape.ratio;
-          select_top(scores_.data() + i * stride, visible, shape.top_k, task.selected + (first + i) * shape.top_k);
+          select_top(
+              scores_.data() + i * stride,
+              visible,
+              shape.top_k,
+              task.selected + (first + i) * shape.top_k);
         });
       }
     }
   }
 
-  void attention(std::span<const AttentionTask> tasks, const KvRowFormat& format, float* q, const RopeTable& rope,
-                 const float* sinks, int32_t n_heads, int32_t window_size) override {
+  void attention(
+      std::span<const AttentionTask> tasks,
+      const KvRowFormat& format,
+      float* q,
+      const RopeTable& rope,
+      const float* sinks,
+      int32_t n_heads,
+      int32_t window_size) override {
     int64_t n = 0;
     for (const AttentionTask& t : tasks) n += t.segment.n;
-    // A unit is a query and a range of heads; whole queries unpack each row once, so heads are split only for parallelism.
+    // A unit is a query and a range of heads; whole queries unpack each row once, so heads are
+    // split only for parallelism.
     const int32_t head_groups = (n_heads + 15) / 16;
     int32_t split = 1;
     while (split < head_groups && n * split < pool_.size()) split *= 2;
@@ -258,13 +315,23 @@ class CpuBackend final : public Backend {
       list_rows(*task, i, format.row_bytes(), window_size, rows);
       const int64_t step_row = task->segment.row + i;
       float* heads = q + (step_row * n_heads + head) * format.head_dim;
-      ops_.attention({heads, heads, std::min(unit_heads, n_heads - head), rows.data(),
-                      static_cast<int64_t>(rows.size()), format, sinks + head, scale, rope.cos + step_row * rope.half,
-                      rope.sin + step_row * rope.half, scratch + thread * floats});
+      ops_.attention(
+          {heads,
+           heads,
+           std::min(unit_heads, n_heads - head),
+           rows.data(),
+           static_cast<int64_t>(rows.size()),
+           format,
+           sinks + head,
+           scale,
+           rope.cos + step_row * rope.half,
+           rope.sin + step_row * rope.half,
+           scratch + thread * floats});
     });
   }
 
-  void route(const Route& p, const float* logits, int64_t n, int32_t* experts, float* weights) override {
+  void route(
+      const Route& p, const float* logits, int64_t n, int32_t* experts, float* weights) override {
     const int64_t floats = 2 * int64_t{p.n_experts};
     float* scratch = thread_scratch(floats);
     pool_.parallel_for(n, [&](int64_t i, int thread) {
@@ -277,7 +344,8 @@ class CpuBackend final : public Backend {
       if (p.tid2eid) {
         std::copy_n(p.tid2eid + int64_t{p.tokens[i]} * p.n_used, p.n_used, pick);
       } else {
-        // Selection uses score + bias, the mix below uses score alone [V4 4.10.2]. Lowest expert wins a tie.
+        // Selection uses score + bias, the mix below uses score alone [V4 4.10.2]. Lowest expert
+        // wins a tie.
         for (int32_t e = 0; e < p.n_experts; e++) biased[e] = score[e] + p.bias[e];
         for (int32_t k = 0; k < p.n_used; k++) {
           int32_t best = 0;
@@ -289,11 +357,18 @@ class CpuBackend final : public Backend {
       }
       float sum = 0.f;
       for (int32_t k = 0; k < p.n_used; k++) sum += score[pick[k]];
-      for (int32_t k = 0; k < p.n_used; k++) weights[i * p.n_used + k] = score[pick[k]] / sum * p.scale;
+      for (int32_t k = 0; k < p.n_used; k++)
+        weights[i * p.n_used + k] = score[pick[k]] / sum * p.scale;
     });
   }
 
-  void moe(const Moe& p, const float* x, const int32_t* experts, const float* weights, int64_t n, float* y) override {
+  void moe(
+      const Moe& p,
+      const float* x,
+      const int32_t* experts,
+      const float* weights,
+      int64_t n,
+      float* y) override {
     MoeTask t;
     t.gate = p.gate;
     t.up = p.up;
@@ -353,7 +428,8 @@ class CpuBackend final : public Backend {
         out += dim;
         if (parts == 2) {
           for (int64_t row = 0; row < 3; row++) {
-            std::memcpy(building + row * dim + begin, next + row * dim + begin, sizeof(float) * count);
+            std::memcpy(
+                building + row * dim + begin, next + row * dim + begin, sizeof(float) * count);
           }
           clear(next);
         } else {
@@ -376,20 +452,30 @@ class CpuBackend final : public Backend {
       while (i >= t->n_rows) i -= (t++)->n_rows;
       float* row = scratch + int64_t{thread} * dim;
       ops_.rms_norm(t->rows + i * dim, t->norm, dim, eps, row);
-      rope_rotate(row + dim - 2 * t->rope.half, t->rope.cos + i * t->rope.half, t->rope.sin + i * t->rope.half,
-                  t->rope.half, 1.f);
+      rope_rotate(
+          row + dim - 2 * t->rope.half,
+          t->rope.cos + i * t->rope.half,
+          t->rope.sin + i * t->rope.half,
+          t->rope.half,
+          1.f);
       pack(row, t->out.row(t->first_row + i));
     });
   }
 
-  // Raw rows of the window in ascending position, then compressed rows in ascending order: the order of summation.
-  static void list_rows(const AttentionTask& t, int64_t i, int64_t row_bytes, int32_t window_size,
-                        std::vector<const uint8_t*>& out) {
+  // Raw rows of the window in ascending position, then compressed rows in ascending order: the
+  // order of summation.
+  static void list_rows(
+      const AttentionTask& t,
+      int64_t i,
+      int64_t row_bytes,
+      int32_t window_size,
+      std::vector<const uint8_t*>& out) {
     out.clear();
     const int64_t pos = t.segment.pos + i;
     for (int64_t p = std::max<int64_t>(0, pos - window_size + 1); p <= pos; p++) {
-      out.push_back(p < t.segment.pos ? t.ring + p % t.ring_rows * row_bytes
-                                      : t.new_rows + (p - t.segment.pos) * row_bytes);
+      out.push_back(
+          p < t.segment.pos ? t.ring + p % t.ring_rows * row_bytes
+                            : t.new_rows + (p - t.segment.pos) * row_bytes);
     }
     if (t.ratio == 0) return;
     if (t.selected) {
@@ -401,20 +487,26 @@ class CpuBackend final : public Backend {
     }
   }
 
-  void prepare_index_queries(const IndexShape& shape, float* q, const RopeTable& rope, const float* weights, int64_t n) {
+  void prepare_index_queries(
+      const IndexShape& shape, float* q, const RopeTable& rope, const float* weights, int64_t n) {
     const int64_t dim = shape.format.dim, heads = shape.n_heads, blocks = dim / 32;
     index_codes_.resize(std::max<size_t>(index_codes_.size(), n * heads * dim));
     index_scales_.resize(std::max<size_t>(index_scales_.size(), n * heads * blocks));
     index_sums_.resize(std::max<size_t>(index_sums_.size(), n * heads * blocks));
     index_weights_.resize(std::max<size_t>(index_weights_.size(), n * heads));
-    const float scale =
-        static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)) / std::sqrt(static_cast<double>(heads)));
+    const float scale = static_cast<float>(
+        1.0 / std::sqrt(static_cast<double>(dim)) / std::sqrt(static_cast<double>(heads)));
     pool_.parallel_for(n, [&](int64_t i, int) {
       for (int64_t h = 0; h < heads; h++) {
         const int64_t at = i * heads + h;
         float* head = q + at * dim;
         index_weights_[at] = weights[at] * scale;
-        rope_rotate(head + dim - 2 * rope.half, rope.cos + i * rope.half, rope.sin + i * rope.half, rope.half, 1.f);
+        rope_rotate(
+            head + dim - 2 * rope.half,
+            rope.cos + i * rope.half,
+            rope.sin + i * rope.half,
+            rope.half,
+            1.f);
         if (!shape.format.packed) continue;
         hadamard(head, static_cast<int32_t>(dim));
         int8_t* codes = index_codes_.data() + at * dim;
@@ -426,9 +518,15 @@ class CpuBackend final : public Backend {
     });
   }
 
-  // scores_[i * stride + row] for queries [first, first + count) of the task, all rows visible to the last of them.
-  void score_rows(const IndexTask& task, const IndexShape& shape, const float* q, int64_t first, int64_t count,
-                  int64_t stride) {
+  // scores_[i * stride + row] for queries [first, first + count) of the task, all rows visible to
+  // the last of them.
+  void score_rows(
+      const IndexTask& task,
+      const IndexShape& shape,
+      const float* q,
+      int64_t first,
+      int64_t count,
+      int64_t stride) {
     const int64_t dim = shape.format.dim, heads = shape.n_heads, blocks = dim / 32;
     const int64_t n_rows = (task.segment.pos + first + count) / shape.ratio;
     const int64_t n_panels = (n_rows + kIndexPanel - 1) / kIndexPanel;
@@ -448,21 +546,33 @@ class CpuBackend final : public Backend {
         float* out = scores_.data() + i * stride + row0;
         if ((task.segment.pos + first + i + 1) / shape.ratio <= row0) continue;  // not visible yet
         if (shape.format.packed) {
-          ops_.index_score({index_codes_.data() + at * dim, index_scales_.data() + at * blocks,
-                            index_sums_.data() + at * blocks, index_weights_.data() + at},
-                           shape.n_heads, shape.format.dim, codes, scales, out);
+          ops_.index_score(
+              {index_codes_.data() + at * dim,
+               index_scales_.data() + at * blocks,
+               index_sums_.data() + at * blocks,
+               index_weights_.data() + at},
+              shape.n_heads,
+              shape.format.dim,
+              codes,
+              scales,
+              out);
         } else {
           for (int32_t r = 0; r < n; r++) {
-            out[r] = ops_.index_score_f32(q + at * dim, index_weights_.data() + at, shape.n_heads, shape.format.dim,
-                                          reinterpret_cast<const float*>(rows[r]));
+            out[r] = ops_.index_score_f32(
+                q + at * dim,
+                index_weights_.data() + at,
+                shape.n_heads,
+                shape.format.dim,
+                reinterpret_cast<const float*>(rows[r]));
           }
         }
       }
     });
   }
 
-  // The top_k best of the visible rows in ascending order; the lowest row wins a tie. A bisection on the ordered bits of the
-  // scores finds the threshold without moving anything: 32 counting passes at worst, each a plain loop.
+  // The top_k best of the visible rows in ascending order; the lowest row wins a tie. A bisection
+  // on the ordered bits of the scores finds the threshold without moving anything: 32 counting
+  // passes at worst, each a plain loop.
   static void select_top(const float* scores, int64_t visible, int32_t top_k, int32_t* out) {
     if (visible <= top_k) {
       for (int32_t r = 0; r < top_k; r++) out[r] = r < visible ? r : -1;
@@ -470,9 +580,11 @@ class CpuBackend final : public Backend {
     }
     const auto key = [](float f) {
       const int32_t b = std::bit_cast<int32_t>(f);
-      return b < 0 ? static_cast<int32_t>(0x80000000u - static_cast<uint32_t>(b)) : b;  // -0 and 0 are equal
+      return b < 0 ? static_cast<int32_t>(0x80000000u - static_cast<uint32_t>(b))
+                   : b;  // -0 and 0 are equal
     };
-    int64_t low = INT32_MIN, high = INT32_MAX;  // count(key >= low) >= top_k; threshold = largest such key
+    int64_t low = INT32_MIN,
+            high = INT32_MAX;  // count(key >= low) >= top_k; threshold = largest such key
     while (low < high) {
       const int64_t middle = low + (high - low + 1) / 2;
       int64_t count = 0;

@@ -1,4 +1,5 @@
-// Grids and signs of the IQ types expanded to bytes, for instruction sets that look them up from memory.
+// Grids and signs of the IQ types expanded to bytes, for instruction sets that look them up from
+// memory.
 #pragma once
 
 #include <array>
@@ -12,12 +13,14 @@ using GridTable = std::array<uint64_t, kEntries>;
 
 constexpr uint64_t expand_grid2(uint16_t entry) {
   uint64_t v = 0;
-  for (int i = 0; i < 8; i++) v |= static_cast<uint64_t>(kGridValues2[entry >> (2 * i) & 3]) << (8 * i);
+  for (int i = 0; i < 8; i++)
+    v |= static_cast<uint64_t>(kGridValues2[entry >> (2 * i) & 3]) << (8 * i);
   return v;
 }
 constexpr uint32_t expand_grid3(uint16_t entry) {
   uint32_t v = 0;
-  for (int i = 0; i < 4; i++) v |= static_cast<uint32_t>(kGridValues3[entry >> (3 * i) & 7]) << (8 * i);
+  for (int i = 0; i < 4; i++)
+    v |= static_cast<uint32_t>(kGridValues3[entry >> (3 * i) & 7]) << (8 * i);
   return v;
 }
 
@@ -49,7 +52,8 @@ inline constexpr std::array<uint64_t, 256> kSignMasks = [] {
 /// The same for 7-bit codes, whose eighth bit makes the parity even.
 inline constexpr std::array<uint64_t, 128> kParitySignMasks = [] {
   std::array<uint64_t, 128> t{};
-  for (int s = 0; s < 128; s++) t[s] = kSignMasks[s | (std::popcount(static_cast<unsigned>(s)) & 1) << 7];
+  for (int s = 0; s < 128; s++)
+    t[s] = kSignMasks[s | (std::popcount(static_cast<unsigned>(s)) & 1) << 7];
   return t;
 }();
 

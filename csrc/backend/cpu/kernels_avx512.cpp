@@ -20,17 +20,21 @@ const KernelTable& table();
 namespace grebe::cpu::avx512 {
 namespace {
 
-// common_impl.h's quantize(), 16 values at a time; q needs no clamping since |x| * 127 / amax rounds to at most 127.
+// common_impl.h's quantize(), 16 values at a time; q needs no clamping since |x| * 127 / amax
+// rounds to at most 127.
 void quantize_avx512(const float* x, int64_t n, int group, int8_t* q, float* d, int16_t* sums) {
   for (int64_t begin = 0; begin < n; begin += group) {
     __m512i top = _mm512_setzero_si512();
     for (int i = 0; i < group; i += 16) {
-      top = _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(x + begin + i))));
+      top =
+          _mm512_max_epu32(top, _mm512_castps_si512(_mm512_abs_ps(_mm512_loadu_ps(x + begin + i))));
     }
     const float amax = std::bit_cast<float>(_mm512_reduce_max_epu32(top));
     const bool finite = std::isfinite(amax);
     const float inverse = finite && amax >= 0x1p-100f ? 127.f / amax : 0.f;
-    d[begin / group] = !finite ? std::bit_cast<float>(0x7fc00000u) : inverse > 0.f ? amax / 127.f : 0.f;
+    d[begin / group] = !finite         ? std::bit_cast<float>(0x7fc00000u)
+                       : inverse > 0.f ? amax / 127.f
+                                       : 0.f;
     const __m512 factor = _mm512_set1_ps(inverse);
     const __mmask16 keep = finite ? 0xffff : 0;
     for (int i = 0; i < group; i += 16) {

@@ -1,5 +1,5 @@
-// The NEON table for processors with FEAT_I8MM. The compiler may use the extension; the kernels are those of kernels_neon.cpp, with
-// no smmla tile yet.
+// The NEON table for processors with FEAT_I8MM. The compiler may use the extension; the kernels are
+// those of kernels_neon.cpp, with no smmla tile yet.
 #define GREBE_ISA neon_i8mm
 #define GREBE_ISA_NEON
 #include "backend/cpu/neon_impl.h"

@@ -1,4 +1,5 @@
-// The reference table: the contract of matmul.h in plain C++, for every machine and as the oracle of the others.
+// The reference table: the contract of matmul.h in plain C++, for every machine and as the oracle
+// of the others.
 #define GREBE_ISA scalar
 #include "backend/cpu/common_impl.h"
 #include "quant/dequant.h"
@@ -43,15 +44,23 @@ float dot_mxfp4(const uint8_t* w, int64_t n_in, const ActRow& x) {
   for (int64_t i = 0; i < n_in / 32; i++) {
     const auto& b = reinterpret_cast<const BlockMXFP4*>(w)[i];
     int32_t isum = 0;
-    for (int k = 0; k < 32; k++) isum += kDoubledE2M1[b.q[k % 16] >> (k / 16 * 4) & 15] * x.q[32 * i + k];
+    for (int k = 0; k < 32; k++)
+      isum += kDoubledE2M1[b.q[k % 16] >> (k / 16 * 4) & 15] * x.q[32 * i + k];
     acc = std::fma(mxfp4_scale(b.e) * x.d[i], static_cast<float>(isum), acc);
   }
   return acc;
 }
 
 template <auto kDot>
-void matvec(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, const ActRow* x, int64_t n, float* y,
-            int64_t y_stride) {
+void matvec(
+    const uint8_t* w,
+    int64_t row_bytes,
+    int64_t n_rows,
+    int64_t n_in,
+    const ActRow* x,
+    int64_t n,
+    float* y,
+    int64_t y_stride) {
   for (int64_t r = 0; r < n_rows; r++)
     for (int64_t t = 0; t < n; t++) y[t * y_stride + r] = kDot(w + r * row_bytes, n_in, x[t]);
 }

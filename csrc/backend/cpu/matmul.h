@@ -1,15 +1,20 @@
 // Matrix products of the CPU backend: dense layers and the mixture of experts.
 //
-// The contract that everything else leans on: the result of one row of x is a pure function of that row, the weight and
-// the instruction table, so chunking, thread count and company never change a bit. It is met by one canonical order of
-// float operations per (weight row, x row) pair, which the single-row kernels and the tiled ones both follow:
-//   * 256-weight types (K and IQ): x is quantized to int8 with one f32 scale d_x per 256; within a block everything is
+// The contract that everything else leans on: the result of one row of x is a pure function of that
+// row, the weight and the instruction table, so chunking, thread count and company never change a
+// bit. It is met by one canonical order of float operations per (weight row, x row) pair, which the
+// single-row kernels and the tiled ones both follow:
+//   * 256-weight types (K and IQ): x is quantized to int8 with one f32 scale d_x per 256; within a
+//   block everything is
 //     exact int32, then acc = fma(d_w * d_x, float(isum), acc), and for types with minima
 //     acc = fma(-(dmin_w * d_x), float(msum), acc); blocks in ascending order, one accumulator.
-//   * 32-weight types (Q8_0, MXFP4): x is quantized to int8 with one f32 scale per 32; acc = fma(d_w * d_x, float(isum), acc),
+//   * 32-weight types (Q8_0, MXFP4): x is quantized to int8 with one f32 scale per 32; acc =
+//   fma(d_w * d_x, float(isum), acc),
 //     blocks in ascending order, one accumulator.
-//   * float types (F32, F16, BF16, FP8 times its tile scale), and every type when `exact`: weights become f32 exactly, x stays
-//     f32; 16 accumulators, number j taking k = j mod 16 in ascending order by fma, then the fixed tree
+//   * float types (F32, F16, BF16, FP8 times its tile scale), and every type when `exact`: weights
+//   become f32 exactly, x stays
+//     f32; 16 accumulators, number j taking k = j mod 16 in ascending order by fma, then the fixed
+//     tree
 //     ((0+8)+(4+12)) ... = reduce16() in simd.h.
 #pragma once
 
@@ -36,8 +41,9 @@ struct MatmulTask {
 };
 
 /// A layer's feed-forward part after routing:
-///   h = swiglu(w1 x, w3 x) with g = min(g, clamp), u = clip(u, +-clamp) when clamp > 0; h scaled by the routing weight;
-///   y[t] = sum over slots in ascending order of w2 h, starting from the shared expert's output.
+///   h = swiglu(w1 x, w3 x) with g = min(g, clamp), u = clip(u, +-clamp) when clamp > 0; h scaled
+///   by the routing weight; y[t] = sum over slots in ascending order of w2 h, starting from the
+///   shared expert's output.
 struct MoeTask {
   const Weight* gate = nullptr;  ///< [n_experts][ff, hidden]
   const Weight* up = nullptr;
@@ -45,9 +51,9 @@ struct MoeTask {
   const Weight* shared_gate = nullptr;  ///< null: no shared expert, y starts from zero
   const Weight* shared_up = nullptr;
   const Weight* shared_down = nullptr;
-  const float* x = nullptr;                ///< f32[n, hidden], contiguous
-  const int32_t* experts = nullptr;        ///< i32[n, n_used], each in [0, n_experts)
-  const float* expert_weights = nullptr;   ///< f32[n, n_used]
+  const float* x = nullptr;               ///< f32[n, hidden], contiguous
+  const int32_t* experts = nullptr;       ///< i32[n, n_used], each in [0, n_experts)
+  const float* expert_weights = nullptr;  ///< f32[n, n_used]
   int64_t n = 0;
   int64_t n_used = 0;
   float clamp = 0.f;         ///< routed experts; 0: none
@@ -61,7 +67,8 @@ class Matmul {
   Matmul(ThreadPool& pool, const KernelTable& kernels, bool exact);
   ~Matmul();
 
-  /// All tasks read n rows; tasks with the same x share one quantization of it. n >= 1. Not thread-safe.
+  /// All tasks read n rows; tasks with the same x share one quantization of it. n >= 1. Not
+  /// thread-safe.
   void run(std::span<const MatmulTask> tasks, int64_t n);
   /// Experts are grouped over rows; each expert's weights are read once per call.
   void moe(const MoeTask& task);

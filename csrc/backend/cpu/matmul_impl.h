@@ -1,4 +1,5 @@
-// What matmul.cpp and moe.cpp share: scratch memory, quantized rows of x, and the product of a chunk of weight rows with them.
+// What matmul.cpp and moe.cpp share: scratch memory, quantized rows of x, and the product of a
+// chunk of weight rows with them.
 #pragma once
 
 #include <new>
@@ -24,8 +25,11 @@ class Buffer {
   uint8_t* grow(int64_t bytes) {
     if (bytes > size_) {
       release();
-      data_ = static_cast<uint8_t*>(::operator new(static_cast<size_t>(bytes), kAlign, std::nothrow));
-      if (!data_) throw OutOfMemory("cpu: scratch of " + std::to_string(bytes) + " bytes does not fit", bytes);
+      data_ =
+          static_cast<uint8_t*>(::operator new(static_cast<size_t>(bytes), kAlign, std::nothrow));
+      if (!data_)
+        throw OutOfMemory(
+            "cpu: scratch of " + std::to_string(bytes) + " bytes does not fit", bytes);
       size_ = bytes;
     }
     return data_;
@@ -81,9 +85,12 @@ struct QuantRows {
   QuantRows(uint8_t* memory, int64_t n, int64_t n_in, int group) : n_in(n_in), group(group) {
     q = reinterpret_cast<int8_t*>(memory);
     d = reinterpret_cast<float*>(at(memory, align64(n * n_in)));
-    sums = reinterpret_cast<int16_t*>(at(memory, align64(n * n_in) + align64(n * (n_in / group) * 4)));
+    sums =
+        reinterpret_cast<int16_t*>(at(memory, align64(n * n_in) + align64(n * (n_in / group) * 4)));
   }
-  ActRow row(int64_t i) const { return {q + i * n_in, d + i * (n_in / group), sums + i * (n_in / 16)}; }
+  ActRow row(int64_t i) const {
+    return {q + i * n_in, d + i * (n_in / group), sums + i * (n_in / 16)};
+  }
   void quantize(const KernelTable& k, int64_t i, const float* x) const {
     k.quantize(x, n_in, group, q + i * n_in, d + i * (n_in / group), sums + i * (n_in / 16));
   }
@@ -104,10 +111,10 @@ struct Acts {
   int64_t n = 0;
   const float* x = nullptr;  // kFloat
   int64_t x_stride = 0;
-  QuantRows rows;            // kRows: rows index[0..n), or [first_row, first_row + n) without an index
+  QuantRows rows;  // kRows: rows index[0..n), or [first_row, first_row + n) without an index
   const int32_t* index = nullptr;
   int64_t first_row = 0;
-  Tiling tiling;             // kTiles
+  Tiling tiling;  // kTiles
   const uint8_t* tiles = nullptr;
 };
 
@@ -136,12 +143,32 @@ struct Matmul::Impl {
   struct MoeRun;
 
   /// y[t * y_stride + r] for r < n_rows, weight rows from `row`, all rows of `acts`.
-  void multiply_rows(const Weight& w, int64_t i_expert, int64_t row, int64_t n_rows, const Acts& acts, float* y,
-                     int64_t y_stride, int thread);
-  void multiply_tiles(const Weight& w, const uint8_t* rows, int64_t n_rows, const Acts& acts, float* y, int64_t y_stride,
-                      int thread);
-  void multiply_float(const Weight& w, int64_t i_expert, int64_t row, int64_t n_rows, const Acts& acts, float* y,
-                      int64_t y_stride, int thread);
+  void multiply_rows(
+      const Weight& w,
+      int64_t i_expert,
+      int64_t row,
+      int64_t n_rows,
+      const Acts& acts,
+      float* y,
+      int64_t y_stride,
+      int thread);
+  void multiply_tiles(
+      const Weight& w,
+      const uint8_t* rows,
+      int64_t n_rows,
+      const Acts& acts,
+      float* y,
+      int64_t y_stride,
+      int thread);
+  void multiply_float(
+      const Weight& w,
+      int64_t i_expert,
+      int64_t row,
+      int64_t n_rows,
+      const Acts& acts,
+      float* y,
+      int64_t y_stride,
+      int thread);
   /// Weight rows in one task of the pool, for `n_rows` rows in all.
   int64_t chunk_rows(int64_t n_rows, bool is_float) const;
 };

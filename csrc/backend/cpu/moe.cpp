@@ -1,8 +1,10 @@
-// The feed-forward part of a layer: tokens are grouped by expert, so each expert's weights are read once per call.
+// The feed-forward part of a layer: tokens are grouped by expert, so each expert's weights are read
+// once per call.
 //
-// A "pair" is a (token, slot) that an expert works on; pairs are numbered expert by expert, the shared expert's last. Stages,
-// each a parallel loop: quantize x; per batch of experts { tile x, gate + up + SwiGLU, quantize h }; per slab of output columns
-// { down, sum over slots }. Batches and slabs only bound the scratch memory.
+// A "pair" is a (token, slot) that an expert works on; pairs are numbered expert by expert, the
+// shared expert's last. Stages, each a parallel loop: quantize x; per batch of experts { tile x,
+// gate + up + SwiGLU, quantize h }; per slab of output columns { down, sum over slots }. Batches
+// and slabs only bound the scratch memory.
 #include <algorithm>
 
 #include "backend/cpu/matmul_impl.h"
@@ -10,7 +12,7 @@
 namespace grebe::cpu {
 namespace {
 
-constexpr int64_t kBatchPairs = 4096;           // 32 MiB of h at 2048 columns
+constexpr int64_t kBatchPairs = 4096;              // 32 MiB of h at 2048 columns
 constexpr int64_t kSlabBytes = int64_t{48} << 20;  // of down results before they are summed
 
 // One expert and its pairs.
@@ -28,15 +30,16 @@ struct Matmul::Impl::MoeRun {
   Impl& impl;
   const KernelTable& k;
   const MoeTask& task;
-  int64_t hidden, n_pairs = 0;     // with the shared expert's
+  int64_t hidden, n_pairs = 0;  // with the shared expert's
   std::vector<Job> jobs;
-  std::vector<int32_t> token;      // of each pair
-  std::vector<float> weight;       // of each pair
-  std::vector<int64_t> pair_of;    // [n, n_used]
-  QuantRows x32, x256;             // x in the groups that some expert asks for
+  std::vector<int32_t> token;    // of each pair
+  std::vector<float> weight;     // of each pair
+  std::vector<int64_t> pair_of;  // [n, n_used]
+  QuantRows x32, x256;           // x in the groups that some expert asks for
   int64_t down_bytes = 0;
 
-  MoeRun(Impl& impl, const MoeTask& task) : impl(impl), k(impl.k), task(task), hidden(task.down->n_out) {}
+  MoeRun(Impl& impl, const MoeTask& task)
+      : impl(impl), k(impl.k), task(task), hidden(task.down->n_out) {}
 
   void run() {
     group_pairs();
@@ -67,7 +70,8 @@ struct Matmul::Impl::MoeRun {
     }
     for (int64_t e = 0; e < task.gate->n_experts; e++) {
       if (first[e + 1] > 0) {
-        jobs.push_back({task.gate, task.up, task.down, e, first[e], first[e + 1], task.clamp, {}, {}, {}});
+        jobs.push_back(
+            {task.gate, task.up, task.down, e, first[e], first[e + 1], task.clamp, {}, {}, {}});
       }
       first[e + 1] += first[e];
     }
@@ -78,7 +82,17 @@ struct Matmul::Impl::MoeRun {
       pair_of[i] = pair;
     }
     if (!task.shared_gate) return;
-    jobs.push_back({task.shared_gate, task.shared_up, task.shared_down, 0, routed, task.n, task.shared_clamp, {}, {}, {}});
+    jobs.push_back(
+        {task.shared_gate,
+         task.shared_up,
+         task.shared_down,
+         0,
+         routed,
+         task.n,
+         task.shared_clamp,
+         {},
+         {},
+         {}});
     for (int64_t t = 0; t < task.n; t++) {
       token[routed + t] = static_cast<int32_t>(t);
       weight[routed + t] = 1.f;
@@ -96,7 +110,8 @@ struct Matmul::Impl::MoeRun {
       }
     }
     const int64_t bytes32 = need32 ? QuantRows::bytes(task.n, hidden, 32) : 0;
-    uint8_t* memory = impl.moe_x.grow(bytes32 + (need256 ? QuantRows::bytes(task.n, hidden, 256) : 0));
+    uint8_t* memory =
+        impl.moe_x.grow(bytes32 + (need256 ? QuantRows::bytes(task.n, hidden, 256) : 0));
     if (need32) x32 = QuantRows(memory, task.n, hidden, 32);
     if (need256) x256 = QuantRows(memory + bytes32, task.n, hidden, 256);
     const auto quantize = [&](int64_t t, int) {
@@ -110,8 +125,15 @@ struct Matmul::Impl::MoeRun {
     }
   }
 
-  // Presentation of `rows` (null: f32) to w for `count` pairs from `first`; tiles go to memory + bytes, which grows.
-  Acts plan(const Weight& w, int64_t first, int64_t count, const QuantRows* rows, uint8_t* memory, int64_t& bytes) const {
+  // Presentation of `rows` (null: f32) to w for `count` pairs from `first`; tiles go to memory +
+  // bytes, which grows.
+  Acts plan(
+      const Weight& w,
+      int64_t first,
+      int64_t count,
+      const QuantRows* rows,
+      uint8_t* memory,
+      int64_t& bytes) const {
     Acts acts;
     acts.n = count;
     if (!rows) return acts;
@@ -180,7 +202,8 @@ struct Matmul::Impl::MoeRun {
     impl.pool.parallel_for(static_cast<int64_t>(units.size()), [&](int64_t u, int) {
       const auto& [w, acts, i] = units[u];
       if (acts->kind == Acts::Kind::kFloat) {
-        std::copy_n(task.x + acts->index[i] * hidden, hidden, const_cast<float*>(acts->x) + i * hidden);
+        std::copy_n(
+            task.x + acts->index[i] * hidden, hidden, const_cast<float*>(acts->x) + i * hidden);
         return;
       }
       const QuantRows& rows = *x_rows(*w);
@@ -189,17 +212,23 @@ struct Matmul::Impl::MoeRun {
   }
 
   template <class RowOf>
-  void pack(const Weight& w, const Tiling& tiling, int64_t i, const uint8_t* tiles, RowOf row_of) const {
+  void pack(
+      const Weight& w, const Tiling& tiling, int64_t i, const uint8_t* tiles, RowOf row_of) const {
     constexpr int kMaxTile = 64;
     GREBE_ASSERT(k.max_tile <= kMaxTile);
     ActRow batch[kMaxTile];
     const int64_t first = tiling.begin(i);
     for (int t = 0; t < tiling.size(i); t++) batch[t] = row_of(first + t);
-    layout_kernels(k, w.dtype).pack_tile(
-        batch, tiling.size(i), w.n_in, const_cast<uint8_t*>(tiles) + first * tile_row_bytes(k, w.dtype, w.n_in));
+    layout_kernels(k, w.dtype)
+        .pack_tile(
+            batch,
+            tiling.size(i),
+            w.n_in,
+            const_cast<uint8_t*>(tiles) + first * tile_row_bytes(k, w.dtype, w.n_in));
   }
 
-  // h of a job lies in moe_acts, quantized or as tiles, until the down product; as f32 in moe_h when the weights are float.
+  // h of a job lies in moe_acts, quantized or as tiles, until the down product; as f32 in moe_h
+  // when the weights are float.
   void plan_down() {
     for (int pass = 0; pass < 2; pass++) {
       int64_t bytes = 0;
@@ -234,21 +263,26 @@ struct Matmul::Impl::MoeRun {
     int64_t total_rows = 0;
     for (const Job& job : batch) {
       total_rows += job.gate->n_out;
-      first_h.push_back(first_h.back() + (job.h.kind == Acts::Kind::kFloat ? 0 : job.count * job.gate->n_out));
+      first_h.push_back(
+          first_h.back() + (job.h.kind == Acts::Kind::kFloat ? 0 : job.count * job.gate->n_out));
     }
     const int64_t step = impl.chunk_rows(total_rows, false);
-    for (const Job& job : batch) first_chunk.push_back(first_chunk.back() + ceil_div(job.gate->n_out, step));
+    for (const Job& job : batch)
+      first_chunk.push_back(first_chunk.back() + ceil_div(job.gate->n_out, step));
     float* const h = reinterpret_cast<float*>(impl.moe_h.grow(first_h.back() * 4));
     const auto h_of = [&](size_t j) {
-      return batch[j].h.kind == Acts::Kind::kFloat ? const_cast<float*>(batch[j].h.x) : h + first_h[j];
+      return batch[j].h.kind == Acts::Kind::kFloat ? const_cast<float*>(batch[j].h.x)
+                                                   : h + first_h[j];
     };
     impl.thread_rows.resize(impl.pool.size());
     impl.pool.parallel_for(first_chunk.back(), [&](int64_t chunk, int thread) {
-      const size_t j = std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk) - first_chunk.begin() - 1;
+      const size_t j =
+          std::upper_bound(first_chunk.begin(), first_chunk.end(), chunk) - first_chunk.begin() - 1;
       const Job& job = batch[j];
       const int64_t ff = job.gate->n_out;
       const int64_t row = (chunk - first_chunk[j]) * step, n_rows = std::min(step, ff - row);
-      float* gate = reinterpret_cast<float*>(impl.thread_rows[thread].grow(2 * job.count * step * 4));
+      float* gate =
+          reinterpret_cast<float*>(impl.thread_rows[thread].grow(2 * job.count * step * 4));
       float* up = gate + job.count * step;
       impl.multiply_rows(*job.gate, job.expert, row, n_rows, job.gate_x, gate, step, thread);
       impl.multiply_rows(*job.up, job.expert, row, n_rows, job.up_x, up, step, thread);
@@ -265,7 +299,9 @@ struct Matmul::Impl::MoeRun {
     std::vector<std::pair<size_t, int64_t>> units;
     for (size_t j = 0; j < batch.size(); j++) {
       const Acts& acts = batch[j].h;
-      const int64_t count = acts.kind == Acts::Kind::kTiles ? acts.tiling.n_tiles : acts.kind == Acts::Kind::kRows ? acts.n : 0;
+      const int64_t count = acts.kind == Acts::Kind::kTiles  ? acts.tiling.n_tiles
+                            : acts.kind == Acts::Kind::kRows ? acts.n
+                                                             : 0;
       for (int64_t i = 0; i < count; i++) units.emplace_back(j, i);
     }
     impl.pool.parallel_for(static_cast<int64_t>(units.size()), [&](int64_t u, int thread) {
@@ -274,7 +310,11 @@ struct Matmul::Impl::MoeRun {
       const int64_t ff = job.down->n_in;
       if (job.h.kind == Acts::Kind::kRows) return job.h.rows.quantize(k, i, h_of(j) + i * ff);
       const int group = act_group(job.down->dtype, impl.exact);
-      const QuantRows rows(impl.thread_scratch[thread].grow(QuantRows::bytes(k.max_tile, ff, group)), k.max_tile, ff, group);
+      const QuantRows rows(
+          impl.thread_scratch[thread].grow(QuantRows::bytes(k.max_tile, ff, group)),
+          k.max_tile,
+          ff,
+          group);
       const int64_t first = job.h.tiling.begin(i);
       pack(*job.down, job.h.tiling, i, job.h.tiles, [&](int64_t t) {
         rows.quantize(k, t - first, h_of(j) + t * ff);
@@ -284,23 +324,34 @@ struct Matmul::Impl::MoeRun {
   }
 
   void down_and_sum() {
-    const int64_t slab = std::min(hidden, std::max<int64_t>(64, kSlabBytes / 4 / n_pairs / 64 * 64));
+    const int64_t slab =
+        std::min(hidden, std::max<int64_t>(64, kSlabBytes / 4 / n_pairs / 64 * 64));
     float* const parts = reinterpret_cast<float*>(impl.moe_y.grow(n_pairs * slab * 4));
     for (int64_t begin = 0; begin < hidden; begin += slab) {
       const int64_t width = std::min(slab, hidden - begin);
       const int64_t step = impl.chunk_rows(width * static_cast<int64_t>(jobs.size()), false);
       const int64_t n_chunks = ceil_div(width, step);
-      impl.pool.parallel_for(n_chunks * static_cast<int64_t>(jobs.size()), [&](int64_t i, int thread) {
-        const Job& job = jobs[i / n_chunks];
-        const int64_t row = i % n_chunks * step;
-        impl.multiply_rows(*job.down, job.expert, begin + row, std::min(step, width - row), job.h,
-                           parts + job.first * slab + row, slab, thread);
-      });
+      impl.pool.parallel_for(
+          n_chunks * static_cast<int64_t>(jobs.size()), [&](int64_t i, int thread) {
+            const Job& job = jobs[i / n_chunks];
+            const int64_t row = i % n_chunks * step;
+            impl.multiply_rows(
+                *job.down,
+                job.expert,
+                begin + row,
+                std::min(step, width - row),
+                job.h,
+                parts + job.first * slab + row,
+                slab,
+                thread);
+          });
       const int64_t routed = task.n * task.n_used;
       const auto sum = [&](int64_t t, int) {
         float* y = task.y + t * hidden + begin;
-        if (task.shared_gate) std::copy_n(parts + (routed + t) * slab, width, y);
-        else std::fill_n(y, width, 0.f);
+        if (task.shared_gate)
+          std::copy_n(parts + (routed + t) * slab, width, y);
+        else
+          std::fill_n(y, width, 0.f);
         for (int64_t slot = 0; slot < task.n_used; slot++) {
           const float* part = parts + pair_of[t * task.n_used + slot] * slab;
           for (int64_t c = 0; c < width; c++) y[c] += part[c];
@@ -316,7 +367,8 @@ struct Matmul::Impl::MoeRun {
 };
 
 void Matmul::moe(const MoeTask& task) {
-  GREBE_ASSERT(task.n >= 1 && task.n_used >= 1 && task.gate && task.up && task.down && task.x && task.y);
+  GREBE_ASSERT(
+      task.n >= 1 && task.n_used >= 1 && task.gate && task.up && task.down && task.x && task.y);
   Impl::MoeRun(*impl_, task).run();
 }
 

@@ -1,11 +1,12 @@
 // NEON kernels with dot products (FEAT_DotProd), compiled for both NEON tables.
 //
-// vdotq takes signed by signed bytes, so codes need no offset: blocks are decoded to i8 in natural order, and each vdotq of 16
-// weights is multiplied by the scale of its group. Panels hold eight rows as [k/4][8][4]; a row of x supplies 16 values at a
-// time, of which vdotq_laneq picks four.
+// vdotq takes signed by signed bytes, so codes need no offset: blocks are decoded to i8 in natural
+// order, and each vdotq of 16 weights is multiplied by the scale of its group. Panels hold eight
+// rows as [k/4][8][4]; a row of x supplies 16 values at a time, of which vdotq_laneq picks four.
 //
-// Panel, per block of 256: i8 codes[64][8][4], f32 d[8], f32 dmin[8], i32 scale[16][8], i32 min[16][8]; of 32: i8 codes[8][8][4],
-// f32 d[8]. Tile, per block of 256: i8 q[16][n][16], f32 d[n], i32 sums[16][n]; of 32: i8 q[2][n][16], f32 d[n].
+// Panel, per block of 256: i8 codes[64][8][4], f32 d[8], f32 dmin[8], i32 scale[16][8], i32
+// min[16][8]; of 32: i8 codes[8][8][4], f32 d[8]. Tile, per block of 256: i8 q[16][n][16], f32
+// d[n], i32 sums[16][n]; of 32: i8 q[2][n][16], f32 d[n].
 #pragma once
 
 #include "backend/cpu/common_impl.h"
@@ -100,9 +101,12 @@ struct DecodeIQ2_XXS {
       const uint8_t* q = p + 2 + 8 * g;
       const uint32_t bits = load_u32(q + 4);
       for (int j = 0; j < 2; j++) {
-        const auto two = [](uint64_t a, uint64_t b) { return vcombine_s8(vcreate_s8(a), vcreate_s8(b)); };
+        const auto two = [](uint64_t a, uint64_t b) {
+          return vcombine_s8(vcreate_s8(a), vcreate_s8(b));
+        };
         const int8x16_t magnitude = two(kBytesIQ2_XXS[q[2 * j]], kBytesIQ2_XXS[q[2 * j + 1]]);
-        const int8x16_t mask = two(kParitySignMasks[bits >> (14 * j) & 127], kParitySignMasks[bits >> (14 * j + 7) & 127]);
+        const int8x16_t mask = two(
+            kParitySignMasks[bits >> (14 * j) & 127], kParitySignMasks[bits >> (14 * j + 7) & 127]);
         c.q[2 * g + j] = vsubq_s8(veorq_s8(magnitude, mask), mask);
         c.scale[2 * g + j] = static_cast<int16_t>(bits >> 27 | 1);
       }
@@ -133,13 +137,22 @@ struct DecodeMXFP4 {
 template <class Decode>
 float block_scale(const uint8_t* p) {
   const float d = load_f16(p + offsetof(typename Decode::Block, d));
-  if constexpr (requires { Decode::kScaleFactor; }) return d * Decode::kScaleFactor;
-  else return d;
+  if constexpr (requires { Decode::kScaleFactor; })
+    return d * Decode::kScaleFactor;
+  else
+    return d;
 }
 
 template <class Decode>
-void matvec_256(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, const ActRow* x, int64_t n, float* y,
-                int64_t y_stride) {
+void matvec_256(
+    const uint8_t* w,
+    int64_t row_bytes,
+    int64_t n_rows,
+    int64_t n_in,
+    const ActRow* x,
+    int64_t n,
+    float* y,
+    int64_t y_stride) {
   using Block = typename Decode::Block;
   Codes c;
   for (int64_t r = 0; r < n_rows; r++) {
@@ -152,14 +165,16 @@ void matvec_256(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_i
         const int8_t* q = x[t].q + 256 * b;
         int32x4_t sum = vdupq_n_s32(0);
         for (int g = 0; g < 16; g++) {
-          sum = vmlaq_n_s32(sum, vdotq_s32(vdupq_n_s32(0), c.q[g], vld1q_s8(q + 16 * g)), c.scale[g]);
+          sum =
+              vmlaq_n_s32(sum, vdotq_s32(vdupq_n_s32(0), c.q[g], vld1q_s8(q + 16 * g)), c.scale[g]);
         }
         float acc = y[t * y_stride + r];
         acc = std::fma(d * x[t].d[b], static_cast<float>(vaddvq_s32(sum)), acc);
         if constexpr (Decode::kMinima) {
           const int16_t* sums = x[t].sums + 16 * b;
           int32x4_t minima = vdupq_n_s32(0);
-          for (int g = 0; g < 16; g += 4) minima = vmlal_s16(minima, vld1_s16(c.min + g), vld1_s16(sums + g));
+          for (int g = 0; g < 16; g += 4)
+            minima = vmlal_s16(minima, vld1_s16(c.min + g), vld1_s16(sums + g));
           const float dmin = load_f16(p + offsetof(Block, dmin));
           acc = std::fma(-(dmin * x[t].d[b]), static_cast<float>(vaddvq_s32(minima)), acc);
         }
@@ -170,8 +185,15 @@ void matvec_256(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_i
 }
 
 template <class Decode>
-void matvec_32(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, const ActRow* x, int64_t n, float* y,
-               int64_t y_stride) {
+void matvec_32(
+    const uint8_t* w,
+    int64_t row_bytes,
+    int64_t n_rows,
+    int64_t n_in,
+    const ActRow* x,
+    int64_t n,
+    float* y,
+    int64_t y_stride) {
   using Block = typename Decode::Block;
   // Four rows at a time: independent chains, and one lane-wise fma for all.
   for (int64_t first = 0; first < n_rows; first += 4) {
@@ -209,15 +231,18 @@ inline void store_column(int8_t* panel, int r, int8x16_t q) {
 }
 
 template <class Decode>
-void pack_panel_256(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, uint8_t* panel) {
+void pack_panel_256(
+    const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, uint8_t* panel) {
   Codes c;
   for (int64_t b = 0; b < n_in / 256; b++, panel += kPanel256) {
     float* const d = reinterpret_cast<float*>(panel + 64 * 32);
     int32_t* const scale = reinterpret_cast<int32_t*>(d + 16);
     for (int r = 0; r < kRows; r++) {
-      const uint8_t* p = w + std::min<int64_t>(r, n_rows - 1) * row_bytes + b * static_cast<int64_t>(sizeof(typename Decode::Block));
+      const uint8_t* p = w + std::min<int64_t>(r, n_rows - 1) * row_bytes +
+                         b * static_cast<int64_t>(sizeof(typename Decode::Block));
       Decode::codes(p, c);
-      for (int g = 0; g < 16; g++) store_column(reinterpret_cast<int8_t*>(panel) + 128 * g, r, c.q[g]);
+      for (int g = 0; g < 16; g++)
+        store_column(reinterpret_cast<int8_t*>(panel) + 128 * g, r, c.q[g]);
       d[r] = block_scale<Decode>(p);
       for (int g = 0; g < 16; g++) scale[8 * g + r] = c.scale[g];
       if constexpr (Decode::kMinima) {
@@ -229,11 +254,13 @@ void pack_panel_256(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t
 }
 
 template <class Decode>
-void pack_panel_32(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, uint8_t* panel) {
+void pack_panel_32(
+    const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_in, uint8_t* panel) {
   for (int64_t b = 0; b < n_in / 32; b++, panel += kPanel32) {
     float* const d = reinterpret_cast<float*>(panel + 8 * 32);
     for (int r = 0; r < kRows; r++) {
-      const uint8_t* p = w + std::min<int64_t>(r, n_rows - 1) * row_bytes + b * static_cast<int64_t>(sizeof(typename Decode::Block));
+      const uint8_t* p = w + std::min<int64_t>(r, n_rows - 1) * row_bytes +
+                         b * static_cast<int64_t>(sizeof(typename Decode::Block));
       int8x16_t q[2];
       Decode::codes(p, q);
       for (int i = 0; i < 2; i++) store_column(reinterpret_cast<int8_t*>(panel) + 128 * i, r, q[i]);
@@ -263,13 +290,13 @@ template <int T>
 inline void dot_group(const int8_t* panel, const int8_t* x, int32x4_t sum[T][2]) {
   int8x16_t xs[T];
   for (int t = 0; t < T; t++) xs[t] = vld1q_s8(x + 16 * t);
-#define GREBE_DOT_(i)                                                        \
-  {                                                                          \
+#define GREBE_DOT_(i)                                                                  \
+  {                                                                                    \
     const int8x16_t w0 = vld1q_s8(panel + 32 * i), w1 = vld1q_s8(panel + 32 * i + 16); \
-    for (int t = 0; t < T; t++) {                                            \
-      sum[t][0] = vdotq_laneq_s32(sum[t][0], w0, xs[t], i);                  \
-      sum[t][1] = vdotq_laneq_s32(sum[t][1], w1, xs[t], i);                  \
-    }                                                                        \
+    for (int t = 0; t < T; t++) {                                                      \
+      sum[t][0] = vdotq_laneq_s32(sum[t][0], w0, xs[t], i);                            \
+      sum[t][1] = vdotq_laneq_s32(sum[t][1], w1, xs[t], i);                            \
+    }                                                                                  \
   }
   GREBE_DOT_(0)
   GREBE_DOT_(1)
@@ -281,8 +308,14 @@ inline void dot_group(const int8_t* panel, const int8_t* x, int32x4_t sum[T][2])
 enum class TileKind { k32, kSigned, kMinima };
 
 template <TileKind kKind, int T>
-void multiply_tile(const uint8_t* panel, int64_t n_rows, int64_t n_in, const uint8_t* tile, float* y, int64_t y_stride,
-                   bool resume) {
+void multiply_tile(
+    const uint8_t* panel,
+    int64_t n_rows,
+    int64_t n_in,
+    const uint8_t* tile,
+    float* y,
+    int64_t y_stride,
+    bool resume) {
   constexpr bool k32 = kKind == TileKind::k32;
   constexpr int kGroups = k32 ? 2 : 16;
   float32x4_t acc[T][2];
@@ -321,10 +354,12 @@ void multiply_tile(const uint8_t* panel, int64_t n_rows, int64_t n_in, const uin
     }
     for (int h = 0; h < 2; h++) {
       const float32x4_t d = vld1q_f32(d_w + 4 * h);
-      for (int t = 0; t < T; t++) acc[t][h] = vfmaq_f32(acc[t][h], vmulq_n_f32(d, d_x[t]), vcvtq_f32_s32(isum[t][h]));
+      for (int t = 0; t < T; t++)
+        acc[t][h] = vfmaq_f32(acc[t][h], vmulq_n_f32(d, d_x[t]), vcvtq_f32_s32(isum[t][h]));
       if constexpr (kKind == TileKind::kMinima) {
         const float32x4_t dmin = vld1q_f32(d_w + 8 + 4 * h);
-        for (int t = 0; t < T; t++) acc[t][h] = vfmsq_f32(acc[t][h], vmulq_n_f32(dmin, d_x[t]), vcvtq_f32_s32(msum[t][h]));
+        for (int t = 0; t < T; t++)
+          acc[t][h] = vfmsq_f32(acc[t][h], vmulq_n_f32(dmin, d_x[t]), vcvtq_f32_s32(msum[t][h]));
       }
     }
     panel += k32 ? kPanel32 : kPanel256;
@@ -338,20 +373,34 @@ void multiply_tile(const uint8_t* panel, int64_t n_rows, int64_t n_in, const uin
 }
 
 template <TileKind kKind>
-void multiply(const uint8_t* panel, int64_t n_rows, int64_t n_in, const uint8_t* tile, int n, float* y, int64_t y_stride,
-              bool resume) {
+void multiply(
+    const uint8_t* panel,
+    int64_t n_rows,
+    int64_t n_in,
+    const uint8_t* tile,
+    int n,
+    float* y,
+    int64_t y_stride,
+    bool resume) {
   static_assert(kMaxTile == 4);
   switch (n) {
-    case 1: return multiply_tile<kKind, 1>(panel, n_rows, n_in, tile, y, y_stride, resume);
-    case 2: return multiply_tile<kKind, 2>(panel, n_rows, n_in, tile, y, y_stride, resume);
-    case 3: return multiply_tile<kKind, 3>(panel, n_rows, n_in, tile, y, y_stride, resume);
-    case 4: return multiply_tile<kKind, 4>(panel, n_rows, n_in, tile, y, y_stride, resume);
+    case 1:
+      return multiply_tile<kKind, 1>(panel, n_rows, n_in, tile, y, y_stride, resume);
+    case 2:
+      return multiply_tile<kKind, 2>(panel, n_rows, n_in, tile, y, y_stride, resume);
+    case 3:
+      return multiply_tile<kKind, 3>(panel, n_rows, n_in, tile, y, y_stride, resume);
+    case 4:
+      return multiply_tile<kKind, 4>(panel, n_rows, n_in, tile, y, y_stride, resume);
   }
 }
 
 template <class Decode>
 QuantKernels kernels_256() {
-  return {matvec_256<Decode>, pack_panel_256<Decode>, Decode::kMinima ? TileLayout::kMins : TileLayout::kScale16};
+  return {
+      matvec_256<Decode>,
+      pack_panel_256<Decode>,
+      Decode::kMinima ? TileLayout::kMins : TileLayout::kScale16};
 }
 template <class Decode>
 QuantKernels kernels_32() {
@@ -371,9 +420,12 @@ inline KernelTable make_table(KernelTable t, Isa isa) {
   t.panel_rows = kRows;
   t.max_tile = kMaxTile;
   fill_common(t);
-  t.layouts[static_cast<int>(TileLayout::k32)] = {kPanel32, kTile32, multiply<TileKind::k32>, pack_tile<2, false>};
-  t.layouts[static_cast<int>(TileLayout::kScale16)] = {kPanel256, kTile256, multiply<TileKind::kSigned>, pack_tile<16, true>};
-  t.layouts[static_cast<int>(TileLayout::kMins)] = {kPanel256, kTile256, multiply<TileKind::kMinima>, pack_tile<16, true>};
+  t.layouts[static_cast<int>(TileLayout::k32)] = {
+      kPanel32, kTile32, multiply<TileKind::k32>, pack_tile<2, false>};
+  t.layouts[static_cast<int>(TileLayout::kScale16)] = {
+      kPanel256, kTile256, multiply<TileKind::kSigned>, pack_tile<16, true>};
+  t.layouts[static_cast<int>(TileLayout::kMins)] = {
+      kPanel256, kTile256, multiply<TileKind::kMinima>, pack_tile<16, true>};
   t.quant[kQ8_0] = kernels_32<DecodeQ8_0>();
   t.quant[kMXFP4] = kernels_32<DecodeMXFP4>();
   t.quant[kQ2_K] = kernels_256<DecodeQ2_K>();

@@ -1,5 +1,5 @@
-// The implementation behind ops.h, included once per instruction set. Every loop's float order is fixed and depends on its own row
-// only, so results are the same on all tables.
+// The implementation behind ops.h, included once per instruction set. Every loop's float order is
+// fixed and depends on its own row only, so results are the same on all tables.
 #include <algorithm>
 
 #include "backend/cpu/ops.h"
@@ -59,8 +59,15 @@ void hc_collapse(const float* X, const float* pre, int32_t n_streams, int64_t d,
   }
 }
 
-void hc_expand(float* X, const float* y, const float* post, const float* comb, int32_t n_streams, int64_t d,
-               int64_t begin, int64_t end) {
+void hc_expand(
+    float* X,
+    const float* y,
+    const float* post,
+    const float* comb,
+    int32_t n_streams,
+    int64_t d,
+    int64_t begin,
+    int64_t end) {
   constexpr int kMaxStreams = 8;
   int64_t i = begin;
   for (; i + 16 <= end; i += 16) {
@@ -69,7 +76,8 @@ void hc_expand(float* X, const float* y, const float* post, const float* comb, i
     const f32x16 yv = load16(y + i);
     for (int32_t k = 0; k < n_streams; k++) {
       f32x16 acc = yv * set16(post[k]);
-      for (int32_t j = 0; j < n_streams; j++) acc = fma16(in[j], set16(comb[j * n_streams + k]), acc);
+      for (int32_t j = 0; j < n_streams; j++)
+        acc = fma16(in[j], set16(comb[j * n_streams + k]), acc);
       store16(X + k * d + i, acc);
     }
   }
@@ -84,8 +92,14 @@ void hc_expand(float* X, const float* y, const float* post, const float* comb, i
   }
 }
 
-void pool_add(float* triple, int64_t dim, const float* kv, const float* gate, const float* ape, int64_t begin,
-              int64_t end) {
+void pool_add(
+    float* triple,
+    int64_t dim,
+    const float* kv,
+    const float* gate,
+    const float* ape,
+    int64_t begin,
+    int64_t end) {
   float *mx = triple, *sum = triple + dim, *wsum = triple + 2 * dim;
   for (int64_t i = begin; i < end; i += 16) {
     const int n = static_cast<int>(std::min<int64_t>(16, end - i));
@@ -108,7 +122,8 @@ void unpack_kv_row(const uint8_t* row, const KvRowFormat& f, float* out) {
   const uint8_t* exponents = row + f.scale_offset();
   for (int32_t b = 0; b < nope / 64; b++) {
     const float scale = e8m0_to_f32(exponents[b]) * 256.f;
-    for (int32_t i = 64 * b; i < 64 * b + 64; i += 16) store16(out + i, load16_e4m3(row + i, scale));
+    for (int32_t i = 64 * b; i < 64 * b + 64; i += 16)
+      store16(out + i, load16_e4m3(row + i, scale));
   }
   const uint8_t* rope = row + f.rope_offset();
   if (f.kind == KvRowFormat::Kind::kPackedF32) {
@@ -163,14 +178,15 @@ void pv_heads(const float* w, const float* kv, int64_t n_rows, int32_t head_dim,
   for (; c < head_dim; c += 16) pv_tile<H, 1>(w, kv + c, n_rows, head_dim, out + c);
 }
 
-// Online softmax over tiles of the row list. The sink is one more logit with a zero value: it seeds max and sum.
+// Online softmax over tiles of the row list. The sink is one more logit with a zero value: it seeds
+// max and sum.
 void attention(const AttentionUnit& a) {
   const int32_t hd = a.format.head_dim, groups = (a.n_heads + 15) / 16;
-  float* qt = a.scratch;                                 // [groups][hd][16]
-  float* kv = qt + int64_t{groups} * 16 * hd;            // [kAttentionTile][hd]
-  float* s = kv + int64_t{kAttentionTile} * hd;          // [kAttentionTile][16]
-  float* mx = s + kAttentionTile * 16;                   // [groups][16]
-  float* sum = mx + 16 * groups;                         // [groups][16]
+  float* qt = a.scratch;                         // [groups][hd][16]
+  float* kv = qt + int64_t{groups} * 16 * hd;    // [kAttentionTile][hd]
+  float* s = kv + int64_t{kAttentionTile} * hd;  // [kAttentionTile][16]
+  float* mx = s + kAttentionTile * 16;           // [groups][16]
+  float* sum = mx + 16 * groups;                 // [groups][16]
   std::fill(qt, qt + int64_t{groups} * 16 * hd, 0.f);
   for (int32_t h = 0; h < a.n_heads; h++) {
     float* t = qt + int64_t{h / 16} * 16 * hd + h % 16;
@@ -190,7 +206,8 @@ void attention(const AttentionUnit& a) {
     for (int32_t g = 0; g < groups; g++) {
       const float* q = qt + int64_t{g} * 16 * hd;
       int64_t r = 0;
-      for (; r + kQkRows <= n; r += kQkRows) qk_tile<kQkRows>(q, kv + r * hd, hd, scale, s + 16 * r);
+      for (; r + kQkRows <= n; r += kQkRows)
+        qk_tile<kQkRows>(q, kv + r * hd, hd, scale, s + 16 * r);
       for (; r < n; r++) qk_tile<1>(q, kv + r * hd, hd, scale, s + 16 * r);
 
       const f32x16 old = load16(mx + 16 * g);
@@ -230,14 +247,16 @@ void attention(const AttentionUnit& a) {
   }
 }
 
-void index_panel(const uint8_t* const* rows, int32_t n_rows, int32_t dim, uint8_t* codes, float* scales) {
+void index_panel(
+    const uint8_t* const* rows, int32_t n_rows, int32_t dim, uint8_t* codes, float* scales) {
   // Two codes a byte, doubled and moved up by 12 so that they are unsigned.
   static const auto kPairs = [] {
     struct {
       uint16_t v[256];
     } t{};
     for (int i = 0; i < 256; i++) {
-      const int lo = static_cast<int>(2 * kE2M1[i & 15]) + 12, hi = static_cast<int>(2 * kE2M1[i >> 4]) + 12;
+      const int lo = static_cast<int>(2 * kE2M1[i & 15]) + 12,
+                hi = static_cast<int>(2 * kE2M1[i >> 4]) + 12;
       t.v[i] = static_cast<uint16_t>(lo | hi << 8);
     }
     return t;
@@ -245,10 +264,12 @@ void index_panel(const uint8_t* const* rows, int32_t n_rows, int32_t dim, uint8_
   for (int32_t r = 0; r < n_rows; r++) {
     const uint8_t* row = rows[r];
     for (int32_t k = 0; k < dim / 4; k++) {
-      const uint32_t four = kPairs.v[row[2 * k]] | static_cast<uint32_t>(kPairs.v[row[2 * k + 1]]) << 16;
+      const uint32_t four = kPairs.v[row[2 * k]] | static_cast<uint32_t>(kPairs.v[row[2 * k + 1]])
+                                                       << 16;
       std::memcpy(codes + (int64_t{k} * 16 + r) * 4, &four, 4);
     }
-    for (int32_t b = 0; b < dim / 32; b++) scales[16 * b + r] = e8m0_to_f32(row[dim / 2 + b]) * 0.5f;
+    for (int32_t b = 0; b < dim / 32; b++)
+      scales[16 * b + r] = e8m0_to_f32(row[dim / 2 + b]) * 0.5f;
   }
   for (int32_t r = n_rows; r < 16; r++) {
     for (int32_t k = 0; k < dim / 4; k++) std::memset(codes + (int64_t{k} * 16 + r) * 4, 12, 4);
@@ -256,8 +277,13 @@ void index_panel(const uint8_t* const* rows, int32_t n_rows, int32_t dim, uint8_
   }
 }
 
-void index_score(const IndexQuery& q, int32_t n_heads, int32_t dim, const uint8_t* codes, const float* scales,
-                 float* scores) {
+void index_score(
+    const IndexQuery& q,
+    int32_t n_heads,
+    int32_t dim,
+    const uint8_t* codes,
+    const float* scales,
+    float* scores) {
   const int32_t blocks = dim / 32;
   f32x16 total = zero16();
   for (int32_t h = 0; h < n_heads; h++) {
@@ -277,7 +303,8 @@ void index_score(const IndexQuery& q, int32_t n_heads, int32_t dim, const uint8_
   store16(scores, total);
 }
 
-float index_score_f32(const float* q, const float* weights, int32_t n_heads, int32_t dim, const float* row) {
+float index_score_f32(
+    const float* q, const float* weights, int32_t n_heads, int32_t dim, const float* row) {
   float total = 0.f;
   for (int32_t h = 0; h < n_heads; h++) {
     total = std::fma(std::max(dot16(q + int64_t{h} * dim, row, dim), 0.f), weights[h], total);
@@ -288,7 +315,16 @@ float index_score_f32(const float* q, const float* weights, int32_t n_heads, int
 }  // namespace
 
 extern const OpsTable kOps;
-const OpsTable kOps = {rms_norm,      inverse_rms, hc_collapse, hc_expand,   pool_add,
-                       unpack_kv_row, attention,   index_panel, index_score, index_score_f32};
+const OpsTable kOps = {
+    rms_norm,
+    inverse_rms,
+    hc_collapse,
+    hc_expand,
+    pool_add,
+    unpack_kv_row,
+    attention,
+    index_panel,
+    index_score,
+    index_score_f32};
 
 }  // namespace grebe::cpu::GREBE_ISA

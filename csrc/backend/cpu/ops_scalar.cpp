@@ -1,9 +1,8 @@
 #define GREBE_ISA scalar
 #define GREBE_ISA_SCALAR
-#include "backend/cpu/ops_impl.h"
-
 #include <cmath>
 
+#include "backend/cpu/ops_impl.h"
 #include "core/error.h"
 
 namespace grebe::cpu {
@@ -26,15 +25,21 @@ extern const OpsTable kOps;
 
 const OpsTable& ops_table(Isa isa) {
   switch (isa) {
-    case Isa::kScalar: return scalar::kOps;
+    case Isa::kScalar:
+      return scalar::kOps;
 #if defined(__x86_64__) || defined(_M_X64)
-    case Isa::kAvx2: return avx2::kOps;
-    case Isa::kAvx512: return avx512::kOps;
+    case Isa::kAvx2:
+      return avx2::kOps;
+    case Isa::kAvx512:
+      return avx512::kOps;
 #elif defined(__aarch64__)
-    case Isa::kNeon: return neon::kOps;
-    case Isa::kNeonI8mm: return neon_i8mm::kOps;
+    case Isa::kNeon:
+      return neon::kOps;
+    case Isa::kNeonI8mm:
+      return neon_i8mm::kOps;
 #endif
-    default: break;
+    default:
+      break;
   }
   throw Error(std::string("internal error: no ops table for ") + isa_name(isa));
 }

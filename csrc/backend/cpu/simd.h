@@ -1,9 +1,10 @@
 // Sixteen floats as one value, on every instruction set, with identical results on all of them.
 //
-// Included by the per-ISA translation units only; GREBE_ISA names the namespace so that the copies do not collide. An AVX2
-// "register" is two halves, a NEON one four quarters, the scalar one an array: same lanes, same order, fused multiply-add
-// everywhere (std::fma where the machine has none), so a kernel written once gives the same bits on every table. All
-// translation units are built with -ffp-contract=off: fma happens where it is written and nowhere else.
+// Included by the per-ISA translation units only; GREBE_ISA names the namespace so that the copies
+// do not collide. An AVX2 "register" is two halves, a NEON one four quarters, the scalar one an
+// array: same lanes, same order, fused multiply-add everywhere (std::fma where the machine has
+// none), so a kernel written once gives the same bits on every table. All translation units are
+// built with -ffp-contract=off: fma happens where it is written and nowhere else.
 #pragma once
 
 #include <bit>
@@ -103,8 +104,9 @@ inline f32x16 exp2i16(f32x16 n) {
       _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.b), bias), 23))};
 }
 inline f32x16 load16_f16(const uint16_t* p) {
-  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
-          _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+  return {
+      _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+      _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
 
 #elif defined(GREBE_ISA_NEON)
@@ -112,8 +114,8 @@ inline f32x16 load16_f16(const uint16_t* p) {
 struct f32x16 {
   float32x4_t q[4];
 };
-#define GREBE_EACH_(expr)                \
-  f32x16 r;                              \
+#define GREBE_EACH_(expr)                      \
+  f32x16 r;                                    \
   for (int i = 0; i < 4; i++) r.q[i] = (expr); \
   return r
 inline f32x16 set16(float x) { GREBE_EACH_(vdupq_n_f32(x)); }
@@ -122,7 +124,9 @@ inline f32x16 load16(const float* p) { GREBE_EACH_(vld1q_f32(p + 4 * i)); }
 inline void store16(float* p, f32x16 a) {
   for (int i = 0; i < 4; i++) vst1q_f32(p + 4 * i, a.q[i]);
 }
-inline f32x16 fma16(f32x16 a, f32x16 b, f32x16 c) { GREBE_EACH_(vfmaq_f32(c.q[i], a.q[i], b.q[i])); }
+inline f32x16 fma16(f32x16 a, f32x16 b, f32x16 c) {
+  GREBE_EACH_(vfmaq_f32(c.q[i], a.q[i], b.q[i]));
+}
 inline f32x16 operator+(f32x16 a, f32x16 b) { GREBE_EACH_(vaddq_f32(a.q[i], b.q[i])); }
 inline f32x16 operator-(f32x16 a, f32x16 b) { GREBE_EACH_(vsubq_f32(a.q[i], b.q[i])); }
 inline f32x16 operator*(f32x16 a, f32x16 b) { GREBE_EACH_(vmulq_f32(a.q[i], b.q[i])); }
@@ -136,8 +140,8 @@ inline f32x16 min16(f32x16 a, f32x16 b) {
 inline f32x16 abs16(f32x16 a) { GREBE_EACH_(vabsq_f32(a.q[i])); }
 inline f32x16 round16(f32x16 a) { GREBE_EACH_(vrndnq_f32(a.q[i])); }
 inline f32x16 exp2i16(f32x16 n) {
-  GREBE_EACH_(vreinterpretq_f32_s32(
-      vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.q[i]), vdupq_n_s32(127)), 23)));
+  GREBE_EACH_(
+      vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.q[i]), vdupq_n_s32(127)), 23)));
 }
 inline f32x16 load16_f16(const uint16_t* p) {
   GREBE_EACH_(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))));
@@ -149,8 +153,8 @@ inline f32x16 load16_f16(const uint16_t* p) {
 struct f32x16 {
   float v[16];
 };
-#define GREBE_EACH_(expr)                 \
-  f32x16 r;                               \
+#define GREBE_EACH_(expr)                       \
+  f32x16 r;                                     \
   for (int i = 0; i < 16; i++) r.v[i] = (expr); \
   return r
 inline f32x16 set16(float x) { GREBE_EACH_(x); }
@@ -174,8 +178,9 @@ inline f32x16 load16_f16(const uint16_t* p) { GREBE_EACH_(f16_to_f32(p[i])); }
 
 #endif
 
-/// 16 KV codes as floats times `scale`: an E4M3 code shifted into a half has exponent bias 15 instead of 7, so the caller's scale
-/// carries 2^8 more. NaN codes are not preserved (480 comes out); rows are written by us and hold none.
+/// 16 KV codes as floats times `scale`: an E4M3 code shifted into a half has exponent bias 15
+/// instead of 7, so the caller's scale carries 2^8 more. NaN codes are not preserved (480 comes
+/// out); rows are written by us and hold none.
 inline f32x16 load16_e4m3(const uint8_t* p, float scale_2p8) {
 #if defined(GREBE_ISA_AVX512) || defined(GREBE_ISA_AVX2)
   const __m256i c = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
@@ -186,12 +191,14 @@ inline f32x16 load16_e4m3(const uint8_t* p, float scale_2p8) {
   return {_mm512_mul_ps(_mm512_cvtph_ps(h), _mm512_set1_ps(scale_2p8))};
 #else
   const __m256 s = _mm256_set1_ps(scale_2p8);
-  return {_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(h)), s),
-          _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)), s)};
+  return {
+      _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(h)), s),
+      _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(h, 1)), s)};
 #endif
 #else
   uint16_t h[16];
-  for (int i = 0; i < 16; i++) h[i] = static_cast<uint16_t>((p[i] & 0x7f) << 7 | (p[i] & 0x80) << 8);
+  for (int i = 0; i < 16; i++)
+    h[i] = static_cast<uint16_t>((p[i] & 0x7f) << 7 | (p[i] & 0x80) << 8);
   return load16_f16(h) * set16(scale_2p8);
 #endif
 }
@@ -234,8 +241,9 @@ inline i32x16 dot4(i32x16 acc, const uint8_t* panel, int32_t q) {
   const __m256i one = _mm256_set1_epi16(1), qv = _mm256_set1_epi32(q);
   const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
   const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32));
-  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(one, _mm256_maddubs_epi16(lo, qv))),
-          _mm256_add_epi32(acc.b, _mm256_madd_epi16(one, _mm256_maddubs_epi16(hi, qv)))};
+  return {
+      _mm256_add_epi32(acc.a, _mm256_madd_epi16(one, _mm256_maddubs_epi16(lo, qv))),
+      _mm256_add_epi32(acc.b, _mm256_madd_epi16(one, _mm256_maddubs_epi16(hi, qv)))};
 }
 inline f32x16 to_f32(i32x16 x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 #elif defined(GREBE_ISA_NEON)
@@ -302,7 +310,8 @@ inline float reduce16(f32x16 a) {
   return t[0];
 }
 
-/// exp(x) to about 2 ulp: x = n ln2 + r, degree-6 polynomial in r [Cephes expf]. Below -87 the result is 0.
+/// exp(x) to about 2 ulp: x = n ln2 + r, degree-6 polynomial in r [Cephes expf]. Below -87 the
+/// result is 0.
 inline f32x16 exp16(f32x16 x) {
   const f32x16 lo = set16(-87.f), hi = set16(88.f);
   const f32x16 c = max16(min16(x, hi), lo);
@@ -318,7 +327,8 @@ inline f32x16 exp16(f32x16 x) {
   p = fma16(p * r, r, r) + set16(1.f);
   f32x16 result = p * exp2i16(n);
 #if defined(GREBE_ISA_AVX512)
-  result.v = _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, lo.v, _CMP_LT_OQ), result.v, _mm512_setzero_ps());
+  result.v = _mm512_mask_blend_ps(
+      _mm512_cmp_ps_mask(x.v, lo.v, _CMP_LT_OQ), result.v, _mm512_setzero_ps());
 #elif defined(GREBE_ISA_AVX2)
   result.a = _mm256_andnot_ps(_mm256_cmp_ps(x.a, lo.a, _CMP_LT_OQ), result.a);
   result.b = _mm256_andnot_ps(_mm256_cmp_ps(x.b, lo.b, _CMP_LT_OQ), result.b);
@@ -332,7 +342,8 @@ inline f32x16 exp16(f32x16 x) {
   return result;
 }
 
-/// Dot product of the canonical float order (matmul.h): lane j takes k = j mod 16; n a multiple of 16 or padded with zeros.
+/// Dot product of the canonical float order (matmul.h): lane j takes k = j mod 16; n a multiple of
+/// 16 or padded with zeros.
 inline float dot16(const float* a, const float* b, int64_t n) {
   f32x16 acc = zero16();
   int64_t i = 0;

@@ -1,4 +1,5 @@
-// Tiles of x: [blocks] of { i32 q[kQuads][n], f32 d[n], i32 extra[kExtras][n] }, four values of q in each i32.
+// Tiles of x: [blocks] of { i32 q[kQuads][n], f32 d[n], i32 extra[kExtras][n] }, four values of q
+// in each i32.
 #pragma once
 
 #include "backend/cpu/kernels.h"
