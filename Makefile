@@ -10,8 +10,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PIP    := $(PY) -m pip --disable-pip-version-check
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc src python/grebe -type f -not -name '*.pyc')
-# The engine joins this list when it is formatted as a whole.
-CPP     := $(wildcard src/*.h src/*.cpp)
+CPP     := $(shell find csrc src tests/native -name '*.h' -o -name '*.cpp')
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 
@@ -30,7 +29,8 @@ $(VENV)/.installed: $(SOURCES)
 	touch $@
 
 dev: $(VENV)/bin/python             ## editable install that rebuilds on import, and the linters
-	$(PIP) install --quiet 'scikit-build-core>=1.1' 'nanobind>=3.1' 'ninja; platform_machine != "none"'
+	$(PIP) install --quiet 'scikit-build-core>=1.1' 'nanobind>=3.1'
+	command -v cmake >/dev/null && command -v ninja >/dev/null || $(PIP) install --quiet --only-binary :all: cmake ninja
 	$(PIP) install --quiet --no-build-isolation --editable '.[dev]'
 
 $(VENV)/bin/python:
