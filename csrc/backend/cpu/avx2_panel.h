@@ -1,7 +1,7 @@
 // AVX2 panels: 16 weight rows, eight at a time, transcoded to the layouts of avx2_tile.h.
 //
-// Plain bit fields are transposed while they are still packed: a 32-bit lane then belongs to one row throughout. Codes from a
-// grid are looked up row by row and transposed as bytes.
+// Plain bit fields are transposed while they are still packed: a 32-bit lane then belongs to one
+// row throughout. Codes from a grid are looked up row by row and transposed as bytes.
 #pragma once
 
 #include "backend/cpu/avx2_matvec.h"
@@ -15,7 +15,8 @@ inline void store(uint8_t* p, __m256 v) { _mm256_store_ps(reinterpret_cast<float
 /// Shuffle indices that move bytes of each 32-bit lane: 0x80 in `pattern` gives zero.
 inline __m256i lane_shuffle(uint32_t pattern) {
   const __m128i lanes = _mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c);
-  return _mm256_or_si256(_mm256_set1_epi32(static_cast<int>(pattern)), _mm256_broadcastsi128_si256(lanes));
+  return _mm256_or_si256(
+      _mm256_set1_epi32(static_cast<int>(pattern)), _mm256_broadcastsi128_si256(lanes));
 }
 /// Byte b of each lane, unsigned, twice as 16 bits; bytes b and b + 1.
 inline __m256i byte_twice(__m256i v, int b) {
@@ -32,7 +33,8 @@ inline void store_k32(const __m256i v[8], uint8_t* out) {
 #pragma GCC unroll 8
   for (int c = 0; c < 8; c++) {
     store(out + 64 * c, v[c]);
-    const __m256i magnitude = _mm256_and_si256(_mm256_abs_epi8(v[c]), _mm256_cmpgt_epi8(zero, v[c]));
+    const __m256i magnitude =
+        _mm256_and_si256(_mm256_abs_epi8(v[c]), _mm256_cmpgt_epi8(zero, v[c]));
     negative = _mm256_add_epi16(negative, _mm256_maddubs_epi16(magnitude, _mm256_set1_epi8(1)));
   }
   store(out + 64 * 9, _mm256_madd_epi16(negative, _mm256_set1_epi16(1)));
@@ -69,26 +71,27 @@ struct PanelIQ2_XXS {
 
   template <class Rows>
   static void block(Rows rows, int64_t offset, uint8_t* out) {
-    const uint64_t* const grid = kBytesIQ2_XXS.data();
+    Words8 signs[8];
     __m256i col[4];
-    for (int i = 0; i < 4; i++) {  // two groups: indices, signs and scale of each
-      load_columns4(rows, offset + 2 + 16 * i, col);
-      for (int j = 0; j < 2; j++) {
-        const int g = 2 * i + j;
-        const __m256i bits = col[2 * j + 1], scale = iq_scale(bits);
-        const Words8 signs(sign_bytes(bits));
-        __m256i v[8];
-#pragma GCC unroll 8
-        for (int r = 0; r < 8; r++) {
-          const uint8_t* const index = rows[r] + offset + 2 + 8 * g;
-          v[r] = signed_code(join4(grid[index[0]], grid[index[1]], grid[index[2]], grid[index[3]]), sign_mask(signs[r]));
-        }
-        store_grid(v, out + 64 * 8 * g);
-        store(out + 64 * (panel_scales(kLayout) + 2 * g), scale);
-        store(out + 64 * (panel_scales(kLayout) + 2 * g + 1), scale);
-      }
+    for (int g = 0; g < 8; g++) {  // two at a time: indices, signs and scale of each
+      if (g % 2 == 0) load_columns4(rows, offset + 2 + 8 * g, col);
+      const __m256i bits = col[g % 2 * 2 + 1], scale = iq_scale(bits);
+      signs[g].set(sign_bytes(bits));
+      store(out + 64 * (panel_scales(kLayout) + 2 * g), scale);
+      store(out + 64 * (panel_scales(kLayout) + 2 * g + 1), scale);
     }
-    store(out + 64 * panel_d(kLayout), _mm256_mul_ps(load_f16_column(rows, offset), _mm256_set1_ps(0.125f)));
+    for (int g = 0; g < 8; g++) {
+      __m256i v[8];
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; r++) {
+        const __m256i magnitude = DotIQ2_XXS::magnitudes(rows[r] + offset + 2 + 8 * g);
+        v[r] = signed_code(magnitude, sign_mask(signs[g][r]));
+      }
+      store_grid(v, out + 64 * 8 * g);
+    }
+    store(
+        out + 64 * panel_d(kLayout),
+        _mm256_mul_ps(load_f16_column(rows, offset), _mm256_set1_ps(0.125f)));
   }
 };
 
@@ -98,7 +101,8 @@ struct PanelQ2_K {
 
   template <class Rows>
   static void block(Rows rows, int64_t offset, uint8_t* out) {
-    uint8_t *const scales = out + 64 * panel_scales(kLayout), *const mins = out + 64 * panel_mins(kLayout);
+    uint8_t *const scales = out + 64 * panel_scales(kLayout), *const mins =
+                                                                  out + 64 * panel_mins(kLayout);
     __m256i col[4];
     load_columns4(rows, offset, col);
 #pragma GCC unroll 4
@@ -119,7 +123,9 @@ struct PanelQ2_K {
       }
     }
     store(out + 64 * panel_d(kLayout), load_f16_column(rows, offset + offsetof(BlockQ2_K, d)));
-    store(out + 64 * panel_d(kLayout) + 64, load_f16_column(rows, offset + offsetof(BlockQ2_K, dmin)));
+    store(
+        out + 64 * panel_d(kLayout) + 64,
+        load_f16_column(rows, offset + offsetof(BlockQ2_K, dmin)));
   }
 };
 
@@ -128,7 +134,8 @@ void pack_half(Rows rows, int64_t n_in, uint8_t* out) {
   for (int64_t b = 0; b < n_in / Panel::kBlock; b++) {
     // The next panel's rows: so many short streams are more than the hardware follows.
     for (int r = 0; r < 8; r++) {
-      const char* ahead = reinterpret_cast<const char*>(rows.p + (kRows + r) * rows.stride + b * Panel::kBlockBytes);
+      const char* ahead = reinterpret_cast<const char*>(
+          rows.p + (kRows + r) * rows.stride + b * Panel::kBlockBytes);
       for (int i = 0; i < Panel::kBlockBytes; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T1);
     }
     Panel::block(rows, b * Panel::kBlockBytes, out + b * panel_block_bytes(Panel::kLayout));
@@ -142,7 +149,10 @@ void pack_panel(const uint8_t* w, int64_t row_bytes, int64_t n_rows, int64_t n_i
       pack_half<Panel>(Rows8{w + first * row_bytes, row_bytes}, n_in, panel + 4 * first);
     } else {
       const int64_t from = std::min(first, n_rows - 1);
-      pack_half<Panel>(ShortRows{w + from * row_bytes, row_bytes, static_cast<int>(n_rows - 1 - from)}, n_in, panel + 4 * first);
+      pack_half<Panel>(
+          ShortRows{w + from * row_bytes, row_bytes, static_cast<int>(n_rows - 1 - from)},
+          n_in,
+          panel + 4 * first);
     }
   }
 }

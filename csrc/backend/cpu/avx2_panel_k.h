@@ -13,11 +13,13 @@ inline __m256 f16_of_low_half(__m256i v) {  // upper halves zero
 
 // Bit `from` of each byte, moved to the single bit of `to`.
 inline __m256i move_bit(__m256i v, int from, int to) {
-  const __m256i moved = from < to ? _mm256_slli_epi16(v, to - from) : _mm256_srli_epi16(v, from - to);
+  const __m256i moved =
+      from < to ? _mm256_slli_epi16(v, to - from) : _mm256_srli_epi16(v, from - to);
   return _mm256_and_si256(moved, _mm256_set1_epi8(static_cast<char>(1 << to)));
 }
 
-// The first 16 bytes of Q4_K and Q5_K blocks of eight rows: d, dmin, eight 6-bit scales and mins as bytes of two words.
+// The first 16 bytes of Q4_K and Q5_K blocks of eight rows: d, dmin, eight 6-bit scales and mins as
+// bytes of two words.
 struct HeaderK4 {
   __m256 d, dmin;
   __m256i scale[2], min[2];
@@ -31,8 +33,10 @@ struct HeaderK4 {
     const __m256i six = _mm256_set1_epi8(63), high = _mm256_set1_epi8(48);
     scale[0] = _mm256_and_si256(col[1], six);
     min[0] = _mm256_and_si256(col[2], six);
-    scale[1] = _mm256_or_si256(low_nibbles(col[3]), _mm256_and_si256(_mm256_srli_epi16(col[1], 2), high));
-    min[1] = _mm256_or_si256(high_nibbles(col[3]), _mm256_and_si256(_mm256_srli_epi16(col[2], 2), high));
+    scale[1] =
+        _mm256_or_si256(low_nibbles(col[3]), _mm256_and_si256(_mm256_srli_epi16(col[1], 2), high));
+    min[1] =
+        _mm256_or_si256(high_nibbles(col[3]), _mm256_and_si256(_mm256_srli_epi16(col[2], 2), high));
   }
 };
 
@@ -45,10 +49,13 @@ struct PanelQ4_K {
     const HeaderK4 header(rows, offset);
     store(out + 64 * panel_d(kLayout), header.d);
     store(out + 64 * panel_d(kLayout) + 64, header.dmin);
-    for (int g = 0; g < 8; g++) store(out + 64 * (panel_scales(kLayout) + g), byte_twice(header.scale[g / 4], g % 4));
-    for (int i = 0; i < 4; i++) store(out + 64 * (panel_mins(kLayout) + i), byte_pair(header.min[i / 2], i % 2 * 2));
+    for (int g = 0; g < 8; g++)
+      store(out + 64 * (panel_scales(kLayout) + g), byte_twice(header.scale[g / 4], g % 4));
+    for (int i = 0; i < 4; i++)
+      store(out + 64 * (panel_mins(kLayout) + i), byte_pair(header.min[i / 2], i % 2 * 2));
     __m256i col[4];
-    for (int i = 0; i < 8; i++) {  // 16 bytes: 16 weights in low nibbles, 16 a group later in high ones
+    for (int i = 0; i < 8;
+         i++) {  // 16 bytes: 16 weights in low nibbles, 16 a group later in high ones
       load_columns4(rows, offset + static_cast<int64_t>(offsetof(BlockQ4_K, q)) + 16 * i, col);
       uint8_t* const to = out + 64 * (16 * (i / 2) + 4 * (i % 2));
 #pragma GCC unroll 4
@@ -101,10 +108,14 @@ struct PanelQ6_K {
   static void block(Rows rows, int64_t offset, uint8_t* out) {
     const __m256i bias = _mm256_set1_epi8(kCodeBias - 32);
     __m256i low[4], high[4];
-    for (int i = 0; i < 8; i++) {  // 16 bytes of ql; which bit pair of qh depends on the group of 32
+    for (int i = 0; i < 8;
+         i++) {  // 16 bytes of ql; which bit pair of qh depends on the group of 32
       const int half = i / 4, group = i % 4 / 2;
       load_columns4(rows, offset + 16 * i, low);
-      load_columns4(rows, offset + static_cast<int64_t>(offsetof(BlockQ6_K, qh)) + 32 * half + 16 * (i % 2), high);
+      load_columns4(
+          rows,
+          offset + static_cast<int64_t>(offsetof(BlockQ6_K, qh)) + 32 * half + 16 * (i % 2),
+          high);
       uint8_t* const to = out + 64 * (32 * half + 4 * (i % 4));
 #pragma GCC unroll 4
       for (int c = 0; c < 4; c++) {
@@ -116,7 +127,8 @@ struct PanelQ6_K {
     }
     load_columns4(rows, offset + static_cast<int64_t>(offsetof(BlockQ6_K, scales)), low);
     for (int g = 0; g < 16; g++) {  // signed: to the upper halves, then down
-      const __m256i up = _mm256_shuffle_epi8(low[g / 4], lane_shuffle(0x00800080u + 0x01000100u * static_cast<unsigned>(g % 4)));
+      const __m256i up = _mm256_shuffle_epi8(
+          low[g / 4], lane_shuffle(0x00800080u + 0x01000100u * static_cast<unsigned>(g % 4)));
       store(out + 64 * (panel_scales(kLayout) + g), _mm256_srai_epi16(up, 8));
     }
     store(out + 64 * panel_d(kLayout), load_f16_column(rows, offset + offsetof(BlockQ6_K, d)));
@@ -151,13 +163,17 @@ struct PanelQ3_K {
     const auto joined = [](__m256i a, __m256i b) {
       return _mm256_or_si256(_mm256_srli_epi32(a, 16), _mm256_slli_epi32(b, 16));
     };
-    const __m256i low0 = joined(col[0], col[1]), low1 = joined(col[1], col[2]), top = joined(col[2], col[3]);
-    const __m256i nibbles[4] = {low_nibbles(low0), low_nibbles(low1), high_nibbles(low0), high_nibbles(low1)};
+    const __m256i low0 = joined(col[0], col[1]), low1 = joined(col[1], col[2]),
+                  top = joined(col[2], col[3]);
+    const __m256i nibbles[4] = {
+        low_nibbles(low0), low_nibbles(low1), high_nibbles(low0), high_nibbles(low1)};
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
       const __m256i six = _mm256_or_si256(nibbles[i], _mm256_slli_epi16(bit_pair(top, 2 * i), 4));
       for (int b = 0; b < 4; b++) {
-        store(out + 64 * (panel_scales(kLayout) + 4 * i + b), _mm256_sub_epi16(byte_twice(six, b), _mm256_set1_epi16(32)));
+        store(
+            out + 64 * (panel_scales(kLayout) + 4 * i + b),
+            _mm256_sub_epi16(byte_twice(six, b), _mm256_set1_epi16(32)));
       }
     }
     store(out + 64 * panel_d(kLayout), f16_of_low_half(_mm256_srli_epi32(col[3], 16)));
@@ -172,21 +188,25 @@ struct PanelIQ3_XXS {
   static void block(Rows rows, int64_t offset, uint8_t* out) {
     __m256i bits[8];
     load_columns4(rows, offset + static_cast<int64_t>(offsetof(BlockIQ3_XXS, signs_scales)), bits);
-    load_columns4(rows, offset + static_cast<int64_t>(offsetof(BlockIQ3_XXS, signs_scales)) + 16, bits + 4);
+    load_columns4(
+        rows, offset + static_cast<int64_t>(offsetof(BlockIQ3_XXS, signs_scales)) + 16, bits + 4);
+    Words8 signs[8];
+    for (int g = 0; g < 8; g++) signs[g].set(sign_bytes(bits[g]));
     for (int g = 0; g < 8; g++) {
-      const Words8 signs(sign_bytes(bits[g]));
       __m256i v[8];
 #pragma GCC unroll 8
       for (int r = 0; r < 8; r++) {
         const uint8_t* const index = rows[r] + offset + offsetof(BlockIQ3_XXS, q) + 8 * g;
-        v[r] = signed_code(DotIQ3_XXS::magnitudes(index), sign_mask(signs[r]));
+        v[r] = signed_code(DotIQ3_XXS::magnitudes(index), sign_mask(signs[g][r]));
       }
       store_grid(v, out + 64 * 8 * g);
       const __m256i scale = iq_scale(bits[g]);
       store(out + 64 * (panel_scales(kLayout) + 2 * g), scale);
       store(out + 64 * (panel_scales(kLayout) + 2 * g + 1), scale);
     }
-    store(out + 64 * panel_d(kLayout), _mm256_mul_ps(load_f16_column(rows, offset), _mm256_set1_ps(0.25f)));
+    store(
+        out + 64 * panel_d(kLayout),
+        _mm256_mul_ps(load_f16_column(rows, offset), _mm256_set1_ps(0.25f)));
   }
 };
 
@@ -208,15 +228,23 @@ struct PanelIQ2_S {
       store_grid(v, out + 64 * 8 * g);
     }
     __m256i tail[4];
-    load_columns4(rows, offset + static_cast<int64_t>(offsetof(BlockIQ2_S, qh)), tail);  // qh in two words, scales in two
+    load_columns4(
+        rows,
+        offset + static_cast<int64_t>(offsetof(BlockIQ2_S, qh)),
+        tail);  // qh in two words, scales in two
     const __m256i one = _mm256_set1_epi8(1);
     for (int g = 0; g < 8; g++) {
       const __m256i s = tail[2 + g / 4];
-      const auto odd = [&](__m256i nibbles) { return _mm256_or_si256(_mm256_slli_epi16(nibbles, 1), one); };
+      const auto odd = [&](__m256i nibbles) {
+        return _mm256_or_si256(_mm256_slli_epi16(nibbles, 1), one);
+      };
       store(out + 64 * (panel_scales(kLayout) + 2 * g), byte_twice(odd(low_nibbles(s)), g % 4));
-      store(out + 64 * (panel_scales(kLayout) + 2 * g + 1), byte_twice(odd(high_nibbles(s)), g % 4));
+      store(
+          out + 64 * (panel_scales(kLayout) + 2 * g + 1), byte_twice(odd(high_nibbles(s)), g % 4));
     }
-    store(out + 64 * panel_d(kLayout), _mm256_mul_ps(load_f16_column(rows, offset), _mm256_set1_ps(0.125f)));
+    store(
+        out + 64 * panel_d(kLayout),
+        _mm256_mul_ps(load_f16_column(rows, offset), _mm256_set1_ps(0.125f)));
   }
 };
 

@@ -1,4 +1,5 @@
-// AVX2 building blocks for eight weight rows at once: strided loads that transpose on the way, and sums across lanes.
+// AVX2 building blocks for eight weight rows at once: strided loads that transpose on the way, and
+// sums across lanes.
 #pragma once
 
 #include "backend/cpu/grid_tables.h"
@@ -47,7 +48,9 @@ inline __m256i broadcast32(const void* p) {
 inline __m256i low_nibbles(__m256i v) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
 inline __m256i high_nibbles(__m256i v) { return low_nibbles(_mm256_srli_epi16(v, 4)); }
 /// Bit pairs of each byte, b in 0, 2, 4, 6.
-inline __m256i bit_pair(__m256i v, int b) { return _mm256_and_si256(_mm256_srli_epi16(v, b), _mm256_set1_epi8(3)); }
+inline __m256i bit_pair(__m256i v, int b) {
+  return _mm256_and_si256(_mm256_srli_epi16(v, b), _mm256_set1_epi8(3));
+}
 
 /// col[c] lane r = 32-bit word c of the 16 bytes at rows[r] + offset.
 template <class Rows>
@@ -124,14 +127,18 @@ inline __m256i add_within_lanes(__m256i v0, __m256i v1, __m256i v2, __m256i v3) 
 
 /// Lane r = sum of the lanes of v[r].
 inline __m256i add_across(const __m256i v[8]) {
-  const __m256i a = add_within_lanes(v[0], v[1], v[2], v[3]), b = add_within_lanes(v[4], v[5], v[6], v[7]);
-  return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+  const __m256i a = add_within_lanes(v[0], v[1], v[2], v[3]),
+                b = add_within_lanes(v[4], v[5], v[6], v[7]);
+  return _mm256_add_epi32(
+      _mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-/// Calls f(rows, first row, lanes to store) until n_rows are covered. The last group reaches back to stay full.
+/// Calls f(rows, first row, lanes to store) until n_rows are covered. The last group reaches back
+/// to stay full.
 template <class F>
 void for_row_groups(const uint8_t* w, int64_t row_bytes, int64_t n_rows, F f) {
-  if (n_rows < 8) return f(ShortRows{w, row_bytes, static_cast<int>(n_rows) - 1}, 0, static_cast<int>(n_rows));
+  if (n_rows < 8)
+    return f(ShortRows{w, row_bytes, static_cast<int>(n_rows) - 1}, 0, static_cast<int>(n_rows));
   for (int64_t r = 0; r < n_rows; r += 8) {
     const int64_t first = r + 8 <= n_rows ? r : n_rows - 8;
     f(Rows8{w + first * row_bytes, row_bytes}, first, 8);
@@ -152,17 +159,18 @@ inline void store_lanes(float* p, __m256 v, int n) {
   if (n > 0) std::memcpy(p, t, sizeof(float) * static_cast<size_t>(n));
 }
 
-/// Keeps the compiler from regrouping a sum of integers into a tree, for which there are not enough registers.
+/// Keeps the compiler from regrouping a sum of integers into a tree, for which there are not enough
+/// registers.
 inline __m256i in_order(__m256i v) {
   asm("" : "+x"(v));
   return v;
 }
 
-/// Words that are broadcast one by one. From memory that takes no shuffle; a compiler that sees the store would take them out of
-/// the register instead.
+/// Words that are broadcast one by one. From memory that takes no shuffle; a compiler that sees the
+/// store would take them out of the register instead.
 struct Words8 {
   alignas(32) uint32_t v[8];
-  explicit Words8(__m256i words) {
+  void set(__m256i words) {
     _mm256_store_si256(reinterpret_cast<__m256i*>(v), words);
     asm("" : "+m"(v));
   }
@@ -181,12 +189,16 @@ inline __m256i join4(const uint64_t& a, const uint64_t& b, const uint64_t& c, co
 /// 7-bit sign codes in bits 0-27 of each 32-bit lane to four full sign bytes of even parity.
 inline __m256i sign_bytes(__m256i bits) {
   const auto code = [&](int i) {
-    return _mm256_and_si256(_mm256_slli_epi32(bits, i), _mm256_set1_epi32(static_cast<int>(0x7fu << (8 * i))));
+    return _mm256_and_si256(
+        _mm256_slli_epi32(bits, i), _mm256_set1_epi32(static_cast<int>(0x7fu << (8 * i))));
   };
-  const __m256i codes = _mm256_or_si256(_mm256_or_si256(code(0), code(1)), _mm256_or_si256(code(2), code(3)));
-  static constexpr Bytes32 kParity = make_bytes([](int i) { return std::popcount(static_cast<unsigned>(i % 16)) % 2 * 128; });
-  const __m256i odd =
-      _mm256_xor_si256(_mm256_shuffle_epi8(kParity, low_nibbles(codes)), _mm256_shuffle_epi8(kParity, high_nibbles(codes)));
+  const __m256i codes =
+      _mm256_or_si256(_mm256_or_si256(code(0), code(1)), _mm256_or_si256(code(2), code(3)));
+  static constexpr Bytes32 kParity =
+      make_bytes([](int i) { return std::popcount(static_cast<unsigned>(i % 16)) % 2 * 128; });
+  const __m256i odd = _mm256_xor_si256(
+      _mm256_shuffle_epi8(kParity, low_nibbles(codes)),
+      _mm256_shuffle_epi8(kParity, high_nibbles(codes)));
   return _mm256_or_si256(codes, odd);
 }
 
@@ -197,7 +209,9 @@ inline __m256i sign_mask(const void* p) {
   const __m256i v = _mm256_shuffle_epi8(broadcast32(p), kSpread);
   return _mm256_cmpeq_epi8(_mm256_and_si256(v, kBit), kBit);
 }
-inline __m256i negate_where(__m256i v, __m256i mask) { return _mm256_sub_epi8(_mm256_xor_si256(v, mask), mask); }
+inline __m256i negate_where(__m256i v, __m256i mask) {
+  return _mm256_sub_epi8(_mm256_xor_si256(v, mask), mask);
+}
 
 /// 2 * (bits >> 28) + 1 of each lane, in both its halves.
 inline __m256i iq_scale(__m256i bits) {

@@ -1,6 +1,8 @@
-// The AVX2 table (AVX2, FMA, F16C, BMI2): every x86 machine of the last ten years, and Zen 3 above all.
+// The AVX2 table (AVX2, FMA, F16C, BMI2): every x86 machine of the last ten years, and Zen 3 above
+// all.
 #define GREBE_ISA avx2
 #define GREBE_ISA_AVX2
+#include "backend/cpu/avx2_float.h"
 #include "backend/cpu/avx2_matvec.h"
 #include "backend/cpu/avx2_matvec_k.h"
 #include "backend/cpu/avx2_panel.h"
@@ -29,6 +31,8 @@ KernelTable make_table() {
   t.max_tile = kMaxTile;
   fill_common(t);
   t.quantize = quantize_avx2;
+  t.multiply_f32 = multiply_halves<LoadF32>;
+  t.multiply_f16 = multiply_halves<LoadF16>;
   t.layouts[static_cast<int>(TileLayout::k32)] = layout_kernels<TileLayout::k32>();
   t.layouts[static_cast<int>(TileLayout::kScale16)] = layout_kernels<TileLayout::kScale16>();
   t.layouts[static_cast<int>(TileLayout::kScale32)] = layout_kernels<TileLayout::kScale32>();
