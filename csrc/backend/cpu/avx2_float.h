@@ -45,7 +45,8 @@ void half_tile(
         ws[r] = load_half(Load{}, w + r * row_bytes + (k + 8 * h) * Load::kBytes);
 #pragma GCC unroll 4
       for (int t = 0; t < T; t++) {
-        const __m256 xs = _mm256_loadu_ps(x + t * x_stride + k + 8 * h);
+        __m256 xs = _mm256_loadu_ps(x + t * x_stride + k + 8 * h);
+        asm("" : "+x"(xs));  // or it would be loaded again for every row
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) acc[r][t][h] = _mm256_fmadd_ps(ws[r], xs, acc[r][t][h]);
       }
