@@ -313,3 +313,8 @@ class BackendOps:
     def index_select(self, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], pos: int, ratio: int, top_k: int) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C')]: ...
 
     def swiglu_mlp(self, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], down: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], clamp: float) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]: ...
+
+def bench_matmul(dtype: str, n_in: int, n_out: int, n: int, n_threads: int, seconds: float = 0.5, isa: str = '') -> list[float]:
+    """
+    Seconds of each call of y = x w^T with n rows of x, weights resident in memory.
+    """
