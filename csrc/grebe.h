@@ -1,7 +1,8 @@
 // The public boundary of the engine: what src/ (the Python bindings) may use.
 //
 // Threads: a Model is thread-safe. A Session belongs to one caller at a time: two threads that use
-// one session at once get InvalidArgument("session is busy"), never corrupted state. Steps of
+// one session at once get InvalidArgument("session is busy"), never corrupted state; the quick
+// looks (tokens, logits, pos, sizes) must not overlap a call that computes. Steps of
 // different sessions of one model are serialised inside (one set of scratch buffers, one thread
 // pool), so they may be issued from any threads.
 #pragma once
@@ -59,7 +60,9 @@ class Model : public std::enable_shared_from_this<Model> {
   const ModelWeights& weights() const;
   const Tokenizer* tokenizer() const;      ///< null when the file has none
   const LoadOptions& options() const;      ///< as resolved: backend, threads and isa filled in
-  const std::string& fingerprint() const;  ///< 64 hex digits; equal for equal weights and graph
+  /// 64 hex digits; equal for equal weights and numbers. Large tensors are sampled, so that an 87 GB
+  /// file is identified in a moment: a file patched in place between the samples keeps its name.
+  const std::string& fingerprint() const;
 
   /// n_ctx 0: config().max_context. Memory is taken as the session grows.
   std::shared_ptr<Session> session(int64_t n_ctx);
@@ -79,6 +82,8 @@ class Model : public std::enable_shared_from_this<Model> {
  private:
   friend class Session;
   Model();
+  /// step() for sessions that the caller holds.
+  void run_step(std::span<const StepInput> inputs, std::vector<float>& logits);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
@@ -89,14 +94,15 @@ class Session : public std::enable_shared_from_this<Session> {
   const std::shared_ptr<Model>& model() const;
 
   /// Makes the state cover exactly `tokens`, reusing the longest common prefix that can be reached;
-  /// returns how many were computed. Leaves next-token logits. On Cancelled the state covers what
-  /// was done (a prefix of tokens); on ContextOverflow and InvalidArgument the session is
-  /// unchanged.
+  /// returns how many were computed. Leaves next-token logits. On ContextOverflow and
+  /// InvalidArgument the session is unchanged; on any other error, Cancelled included, it covers a
+  /// prefix of `tokens` and has logits only if that is where a chunk ended with them.
   int64_t prefill(std::span<const int32_t> tokens, const Progress& progress = {});
   /// Appends one token; logits() is then for the next one. On error the session is as before.
   void decode(int32_t token);
-  /// Appends tokens; f32[n, vocab], row i for the position after tokens[i]. On Cancelled covers
-  /// what was done.
+  /// Appends tokens; f32[n, vocab], row i for the position after tokens[i]. On InvalidArgument,
+  /// ContextOverflow and OutOfMemory for the result the session is unchanged; on any other error it
+  /// has the tokens of the chunks that were done.
   std::vector<float> evaluate(std::span<const int32_t> tokens, const Progress& progress = {});
 
   /// f32[vocab] for the next token. Throws InvalidArgument when there are none (empty session, or
@@ -108,12 +114,16 @@ class Session : public std::enable_shared_from_this<Session> {
   int64_t n_ctx() const;
   uint64_t n_bytes()
       const;  ///< KV state: rows, windows, partial rows. Blocks shared with forks count in each.
-  uint64_t checkpoint_bytes() const;  ///< what rewind checkpoints hold beside that
+  /// What checkpoints for rewinding hold beside that: at most kMaxCheckpoints windows.
+  uint64_t checkpoint_bytes() const;
 
   /// A copy that shares all history; O(1) in its length.
   std::shared_ptr<Session> fork() const;
-  /// Goes back to `pos` tokens (0 <= pos <= pos()): by the undo window, or the nearest checkpoint
-  /// and a replay. Leaves the logits of that position. Returns the number of tokens replayed.
+  /// Goes back to `pos` tokens (0 <= pos <= pos()): to the nearest checkpoint before it, then by
+  /// replaying what lies between, one token at least, for its logits. Checkpoints lie at every 128
+  /// tokens near the end and thin out with the distance from it, so going back d tokens replays at
+  /// most 128 or a share of d. Returns the number of tokens replayed. On an error in the replay the
+  /// session covers a prefix of the first `pos` tokens.
   int64_t rewind(int64_t pos, const Progress& progress = {});
   /// Everything needed to go on in another process, with the model's fingerprint and a checksum.
   std::vector<uint8_t> snapshot() const;
@@ -124,6 +134,8 @@ class Session : public std::enable_shared_from_this<Session> {
  private:
   friend class Model;
   Session();
+  void append(std::span<const int32_t> tokens, std::vector<float>* all, const Progress& progress);
+  void go_back(int64_t target);
   std::unique_ptr<Impl> impl_;
 };
 

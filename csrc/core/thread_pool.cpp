@@ -2,6 +2,10 @@
 
 #include <unistd.h>
 
+#include <string>
+
+#include "core/error.h"
+
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 #endif
@@ -24,8 +28,22 @@ constexpr int kSpins = 2000;
 }  // namespace
 
 ThreadPool::ThreadPool(int n_threads) : n_threads_(n_threads < 1 ? 1 : n_threads), pid_(getpid()) {
-  threads_.reserve(n_threads_ - 1);
-  for (int i = 1; i < n_threads_; i++) threads_.emplace_back([this, i] { worker_main(i); });
+  try {
+    threads_.reserve(n_threads_ - 1);
+    for (int i = 1; i < n_threads_; i++) threads_.emplace_back([this, i] { worker_main(i); });
+  } catch (const std::exception& e) {
+    stop();
+    throw Error(
+        "could not start thread " + std::to_string(threads_.size() + 2) + " of " +
+        std::to_string(n_threads_) + " (" + e.what() + "); ask for fewer with n_threads");
+  }
+}
+
+void ThreadPool::stop() {
+  stopping_.store(true);
+  epoch_.fetch_add(1);
+  epoch_.notify_all();
+  for (std::thread& t : threads_) t.join();
 }
 
 ThreadPool::~ThreadPool() {
@@ -33,10 +51,7 @@ ThreadPool::~ThreadPool() {
     for (std::thread& t : threads_) t.detach();
     return;
   }
-  stopping_.store(true);
-  epoch_.fetch_add(1);
-  epoch_.notify_all();
-  for (std::thread& t : threads_) t.join();
+  stop();
 }
 
 void ThreadPool::run(int64_t n_tasks, TaskFn fn, void* ctx) {

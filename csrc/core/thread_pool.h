@@ -42,6 +42,7 @@ class ThreadPool {
  private:
   using TaskFn = void (*)(void* ctx, int64_t task, int thread);
   void run(int64_t n_tasks, TaskFn fn, void* ctx);
+  void stop();
   void work(int thread);
   void worker_main(int thread);
 

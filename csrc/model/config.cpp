@@ -353,7 +353,7 @@ ModelConfig ModelConfig::from_gguf(const GgufFile& file) {
   in.read(c.q_lora_rank, "attention.q_lora_rank", 1, 65536, "blk.0.attn_q_a.weight", 1);
   in.read(c.o_groups, "attention.output_group_count", 1, 4096);
   in.read(c.o_lora_rank, "attention.output_lora_rank", 1, 65536);
-  in.read(c.window_size, "attention.sliding_window", 1, 65536);
+  in.read(c.window_size, "attention.sliding_window", 1, 4096);
   read_compress_ratios(file, c);
   // The indexer's sizes show in the first layer that has one.
   const auto csa =

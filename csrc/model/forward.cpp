@@ -23,7 +23,7 @@ struct Forward::Scratch {
   float *ipool_kv, *ipool_gate;    // [n, 2 index_dim]
   float *pooled, *ipooled;         // finished rows, before norm
   float *iq, *iw;                  // [n, index_heads index_dim] [n, index_heads]
-  int32_t* selected;               // [n, index_top_k]
+  DeviceMemory selected;           // [n, index_top_k]
   float* router;                   // [n, n_experts]
   int32_t* experts;                // [n, n_used]
   float* expert_weights;           // [n, n_used]
@@ -63,8 +63,8 @@ void require_finite(const float* x, int64_t n, const char* what, int32_t token) 
   for (int j = 1; j < 16; j++) lanes[0] += lanes[j];
   if (lanes[0] == 0.f) return;
   throw BackendError(
-      std::string("the model produced ") + what + " that are not finite after token " +
-          std::to_string(token) + "; its weights are damaged or of another architecture",
+      std::string("the model produced ") + what + " that is not finite after token " +
+          std::to_string(token) + "; the weights or the session's state are damaged",
       "forward");
 }
 }  // namespace
@@ -167,7 +167,6 @@ void Forward::ensure_scratch(int64_t n_rows, int64_t n_segments) {
   take(s->ipooled, finished * c.index_head_dim);
   take(s->iq, n * c.index_n_heads * c.index_head_dim);
   take(s->iw, n * c.index_n_heads);
-  take(s->selected, n * c.index_top_k);
   take(s->router, n * max_experts);
   take(s->experts, n * c.n_experts_per_token);
   take(s->expert_weights, n * c.n_experts_per_token);
@@ -205,6 +204,13 @@ void Forward::run(std::span<const ForwardInput> inputs, float* logits) {
   }
   ensure_scratch(step.n, static_cast<int64_t>(inputs.size()));
   Scratch& s = *scratch_;
+  // Only when some history is longer than top_k rows, so a file cannot ask for more than its users'
+  // tokens justify.
+  if (step.any_select && s.selected.bytes() < sizeof(int32_t) * step.n * config_.index_top_k) {
+    s.selected = {};
+    s.selected = DeviceMemory(
+        backend_, sizeof(int32_t) * s.n_rows * config_.index_top_k, "index selections");
+  }
   const int64_t half = config_.rope_dim / 2;
   for (size_t i = 0; i < inputs.size(); i++) {
     const Step::Part& part = step.parts[i];
@@ -241,13 +247,13 @@ void Forward::run(std::span<const ForwardInput> inputs, float* logits) {
   // accepted.
   const int64_t width = int64_t{config_.hc_mult} * config_.hidden_size;
   for (int64_t i = 0; i < step.n; i++)
-    require_finite(s.X + i * width, width, "hidden state", s.tokens[i]);
+    require_finite(s.X + i * width, width, "a hidden state", s.tokens[i]);
   for (size_t i = 0; i < inputs.size(); i++) {
     for (int64_t r = 0; r < inputs[i].n_logits; r++, logits += weights_.output.n_out) {
       require_finite(
           logits,
           weights_.output.n_out,
-          "logits",
+          "a row of logits",
           inputs[i].tokens[inputs[i].tokens.size() - inputs[i].n_logits + r]);
     }
   }
@@ -298,7 +304,10 @@ void Forward::attention_layer(const Step& step, int32_t i) {
     std::vector<IndexTask> tasks;
     for (const Step::Part& p : step.parts) {
       if (!p.select) continue;
-      tasks.push_back({p.segment, p.kv->index_rows(i), s.selected + p.segment.row * c.index_top_k});
+      tasks.push_back(
+          {p.segment,
+           p.kv->index_rows(i),
+           s.selected.as<int32_t>() + p.segment.row * c.index_top_k});
     }
     backend_.index_select(
         tasks, {c.index_n_heads, c.index_top_k, ratio, layout_.index}, s.iq, rope, s.iw, n);
@@ -313,7 +322,8 @@ void Forward::attention_layer(const Step& step, int32_t i) {
     task.new_rows = new_rows + p.segment.row * row_bytes;
     task.ratio = ratio;
     if (ratio != 0) task.rows = p.kv->kv_rows(i);
-    if (ratio == 4 && p.select) task.selected = s.selected + p.segment.row * c.index_top_k;
+    if (ratio == 4 && p.select)
+      task.selected = s.selected.as<int32_t>() + p.segment.row * c.index_top_k;
     task.top_k = c.index_top_k;
     tasks.push_back(task);
   }

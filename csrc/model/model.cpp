@@ -29,6 +29,13 @@ void check_options(const LoadOptions& o) {
 
 }  // namespace
 
+void Model::Impl::require_own_process() const {
+  if (pid == getpid()) return;
+  throw Error(
+      "the model was loaded before this process was forked and its threads stayed in the parent; "
+      "load it again here");
+}
+
 Model::Model() : impl_(std::make_unique<Impl>()) {}
 Model::~Model() = default;
 
@@ -41,7 +48,19 @@ std::shared_ptr<Model> Model::load(const std::string& path, const LoadOptions& o
   m.file = GgufFile::open(path);
   m.config = ModelConfig::from_gguf(*m.file);
   m.weights = ModelWeights::from_gguf(*m.file, m.config);
-  if (m.file->find_key("tokenizer.ggml.tokens")) m.tokenizer = Tokenizer::from_gguf(*m.file);
+  if (m.file->find_key("tokenizer.ggml.tokens")) {
+    m.tokenizer = Tokenizer::from_gguf(*m.file);
+    const std::string found = std::to_string(m.tokenizer->vocab_size()),
+                      expected = std::to_string(m.config.vocab_size);
+    if (found != expected) {
+      throw UnsupportedModel(
+          path + ": tokenizer.ggml.tokens has " + found + " entries; token_embd.weight has " +
+              expected + " rows",
+          "tokenizer.ggml.tokens",
+          found,
+          expected);
+    }
+  }
   const bool exact = options.kernels == "exact";
   m.backend = make_backend(options.backend, {options.n_threads, exact, options.isa});
   m.options.backend = m.backend->name();
@@ -60,10 +79,7 @@ const Tokenizer* Model::tokenizer() const { return impl_->tokenizer.get(); }
 const LoadOptions& Model::options() const { return impl_->options; }
 const std::string& Model::fingerprint() const { return impl_->fingerprint; }
 
-uint64_t Model::scratch_bytes() const {
-  std::lock_guard lock(impl_->mutex);
-  return impl_->forward->scratch_bytes() + impl_->backend->scratch_bytes();
-}
+uint64_t Model::scratch_bytes() const { return impl_->scratch_bytes; }
 
 std::shared_ptr<Session> Model::session(int64_t n_ctx) {
   const int64_t limit = impl_->config.max_context;
@@ -79,14 +95,7 @@ std::shared_ptr<Session> Model::session(int64_t n_ctx) {
 }
 
 void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) {
-  if (inputs.empty()) return;
-  if (impl_->pid != getpid()) {
-    throw Error(
-        "the model was loaded before this process was forked and its threads stayed in the parent; "
-        "load it again here");
-  }
-  int64_t n_rows = 0, n_logits = 0;
-  std::vector<std::unique_lock<std::mutex>> held;
+  std::vector<Use> held;
   for (size_t i = 0; i < inputs.size(); i++) {
     Session* session = inputs[i].session;
     if (!session || session->model().get() != this) {
@@ -99,18 +108,49 @@ void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) 
             " are the same session");
       }
     }
-    held.emplace_back(session->impl_->busy, std::try_to_lock);
-    if (!held.back().owns_lock())
-      throw InvalidArgument("session is busy: another thread is using it");
-    if (inputs[i].tokens.empty())
+    held.push_back(session->impl_->use());
+    if (inputs[i].tokens.empty()) {
       throw InvalidArgument("step: input " + std::to_string(i) + " has no tokens");
+    }
     session->impl_->check_tokens(inputs[i].tokens);
     session->impl_->check_room(session->pos() + static_cast<int64_t>(inputs[i].tokens.size()));
-    n_rows += static_cast<int64_t>(inputs[i].tokens.size());
-    n_logits += inputs[i].logits == StepInput::Logits::kNone ? 0
-                : inputs[i].logits == StepInput::Logits::kLast
-                    ? 1
-                    : static_cast<int64_t>(inputs[i].tokens.size());
+  }
+  if (!inputs.empty()) run_step(inputs, logits);
+}
+
+namespace {
+
+int64_t rows_of(const StepInput& in) {
+  switch (in.logits) {
+    case StepInput::Logits::kNone:
+      return 0;
+    case StepInput::Logits::kLast:
+      return 1;
+    default:
+      return static_cast<int64_t>(in.tokens.size());
+  }
+}
+
+// Positions in (begin, end] that get a checkpoint: the last few multiples of 128, and every eighth
+// before them.
+std::vector<int64_t> checkpoint_positions(int64_t begin, int64_t end) {
+  std::vector<int64_t> out;
+  const int64_t recent = end - kCheckpointsPerStep * kCheckpointTokens;
+  for (int64_t pos = begin / kCheckpointTokens * kCheckpointTokens + kCheckpointTokens; pos <= end;
+       pos += kCheckpointTokens) {
+    if (pos > recent || pos % (8 * kCheckpointTokens) == 0) out.push_back(pos);
+  }
+  return out;
+}
+
+}  // namespace
+
+void Model::run_step(std::span<const StepInput> inputs, std::vector<float>& logits) {
+  impl_->require_own_process();
+  int64_t n_rows = 0, n_logits = 0;
+  for (const StepInput& in : inputs) {
+    n_rows += static_cast<int64_t>(in.tokens.size());
+    n_logits += rows_of(in);
   }
   if (n_rows > impl_->options.prefill_chunk) {
     throw InvalidArgument(
@@ -121,37 +161,28 @@ void Model::step(std::span<const StepInput> inputs, std::vector<float>& logits) 
   // Everything that can fail for want of memory comes before the step; afterwards only moves.
   std::vector<ForwardInput> forward;
   std::vector<std::vector<std::shared_ptr<Checkpoint>>> checkpoints(inputs.size());
+  const int64_t vocab = impl_->config.vocab_size;
+  std::vector<std::vector<float>> last(inputs.size());
   for (size_t i = 0; i < inputs.size(); i++) {
     const StepInput& in = inputs[i];
     Session::Impl& s = *in.session->impl_;
-    const int64_t n = static_cast<int64_t>(in.tokens.size()), end = s.kv.pos() + n;
+    const int64_t n = static_cast<int64_t>(in.tokens.size());
     s.kv.reserve(n);
     s.tokens.reserve(n);
-    // The last few aligned positions of the step get a checkpoint.
-    const int64_t last_aligned = end / kCheckpointTokens * kCheckpointTokens;
-    const int64_t oldest =
-        std::max(s.kv.pos(), last_aligned - kCheckpointsPerStep * kCheckpointTokens);
-    for (int64_t pos = oldest / kCheckpointTokens * kCheckpointTokens + kCheckpointTokens;
-         pos <= end;
-         pos += kCheckpointTokens) {
+    for (int64_t pos : checkpoint_positions(s.kv.pos(), s.kv.pos() + n)) {
       checkpoints[i].push_back(s.kv.new_checkpoint(pos));
     }
-    const int64_t rows = in.logits == StepInput::Logits::kNone   ? 0
-                         : in.logits == StepInput::Logits::kLast ? 1
-                                                                 : n;
-    forward.push_back({&s.kv, in.tokens, checkpoints[i], rows});
+    s.kv.reserve_checkpoints(checkpoints[i].size());
+    if (rows_of(in) > 0) last[i].resize(vocab);
+    forward.push_back({&s.kv, in.tokens, checkpoints[i], rows_of(in)});
   }
-  const int64_t vocab = impl_->config.vocab_size;
   const size_t before = logits.size();
   logits.resize(before + n_logits * vocab);
-  std::vector<std::vector<float>> last(inputs.size());
-  for (size_t i = 0; i < inputs.size(); i++) {
-    if (forward[i].n_logits > 0) last[i].resize(vocab);
-  }
   try {
     std::lock_guard lock(impl_->mutex);
     impl_->forward->run(forward, logits.data() + before);
     impl_->forward->accept(forward);
+    impl_->scratch_bytes = impl_->forward->scratch_bytes() + impl_->backend->scratch_bytes();
   } catch (...) {
     logits.resize(before);
     throw;

@@ -1,9 +1,11 @@
 // What a model holds; shared by model.cpp and session.cpp.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 
 #include "grebe.h"
 #include "model/forward.h"
@@ -24,18 +26,38 @@ struct Model::Impl {
   int pid = 0;       // of the process that loaded it and has its threads
   std::mutex mutex;  // one step at a time: scratch and threads are shared
   std::unique_ptr<Forward> forward;
+  std::atomic<uint64_t> scratch_bytes{0};
+
+  void require_own_process() const;
+};
+
+/// Holds a session for one call.
+class Use {
+ public:
+  explicit Use(std::atomic<bool>& busy) : busy_(&busy) {
+    if (busy.exchange(true)) throw InvalidArgument("session is busy: another call is using it");
+  }
+  Use(Use&& other) noexcept : busy_(std::exchange(other.busy_, nullptr)) {}
+  Use& operator=(Use&&) = delete;
+  ~Use() {
+    if (busy_) busy_->store(false);
+  }
+
+ private:
+  std::atomic<bool>* busy_;
 };
 
 struct Session::Impl {
   std::shared_ptr<Model> model;
   int64_t n_ctx = 0;
   KvState kv;
-  TokenLog tokens;            // what kv covers
-  std::vector<float> logits;  // of the last token; empty when not computed
-  mutable std::mutex busy;    // held by the one caller that uses the session
+  TokenLog tokens;                        // what kv covers
+  std::vector<float> logits;              // of the last token; empty when not computed
+  mutable std::atomic<bool> busy{false};  // a caller is using the session
 
   Impl(std::shared_ptr<Model> m, int64_t n_ctx, KvState kv)
       : model(std::move(m)), n_ctx(n_ctx), kv(std::move(kv)) {}
+  Use use() const { return Use(busy); }
   void check_tokens(std::span<const int32_t> tokens) const;
   void check_room(int64_t n_tokens) const;
 };

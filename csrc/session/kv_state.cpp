@@ -100,6 +100,8 @@ void KvState::reserve(int64_t n) {
   const auto fresh = [&] {
     return std::make_shared<DeviceMemory>(*backend_, layout_->block_bytes, "a KV block");
   };
+  table_->blocks.reserve(end);
+  table_->bases.reserve(end);
   for (size_t i = first; i < end; i++) {
     if (i < table_->blocks.size() && sole_owner(table_->blocks[i])) continue;
     std::shared_ptr<DeviceMemory> block = fresh();
@@ -207,6 +209,7 @@ void KvState::truncate(int64_t pos) {
 void KvState::restore(const std::shared_ptr<const Checkpoint>& checkpoint) {
   if (!checkpoint) {
     truncate(0);
+    std::memset(ring_.data(), 0, ring_.bytes());  // snapshots of equal states are equal
     clear_pools(*layout_, pools());
     return;
   }

@@ -20,8 +20,8 @@ constexpr int32_t kBlockTokens =
     512;  // a multiple of both compression ratios: a full block never changes again
 constexpr int32_t kCheckpointTokens =
     128;  // checkpoints lie at multiples of this: ratio-128 pooling is empty there
-constexpr int64_t kCheckpointsPerStep = 4;
-constexpr size_t kMaxCheckpoints = 12;  // about 3.7 MB each on Flash
+constexpr int64_t kCheckpointsPerStep = 4;  // at every aligned position of that many at the end
+constexpr size_t kMaxCheckpoints = 12;      // about 3.7 MB each on Flash
 
 /// Where everything lies, computed once per model. Offsets in bytes.
 struct KvLayout {
@@ -113,7 +113,10 @@ class KvState {
 
   /// Latest checkpoint with position <= pos, null when there is none.
   std::shared_ptr<const Checkpoint> find_checkpoint(int64_t pos) const;
+  /// Makes add_checkpoint() of up to n unable to fail.
+  void reserve_checkpoints(size_t n) { checkpoints_.reserve(checkpoints_.size() + n); }
   void add_checkpoint(std::shared_ptr<const Checkpoint> checkpoint);
+  const std::vector<std::shared_ptr<const Checkpoint>>& checkpoints() const { return checkpoints_; }
   std::shared_ptr<Checkpoint> new_checkpoint(int64_t pos) const;
   /// Goes back to a checkpoint (null: to the empty state). Later checkpoints are dropped; strong
   /// guarantee.

@@ -103,6 +103,28 @@ def test_snapshot_and_restore(name: str, at: int) -> None:
     if at:
         assert np.array_equal(r.logits, truth(name)[at - 1])
     assert np.array_equal(r.evaluate(ids[at:]), truth(name)[at:])
+    back = max(at - 5, 0)
+    assert r.rewind(back) <= max(128, at - at // 128 * 128 + 128)  # checkpoints came along
+    assert np.array_equal(r.evaluate(ids[back:]), truth(name)[back:])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_equal_sessions_have_equal_snapshots(name: str) -> None:
+    model = models.load(name)
+    a, b = model.session(), model.session()
+    a.prefill(sequence(name, 1))
+    a.rewind(0)
+    a.prefill(sequence(name)[:40])
+    b.prefill(sequence(name)[:40])
+    assert a.snapshot() == b.snapshot()
+
+
+def test_snapshots_know_their_kernels() -> None:
+    """With plain f32 rows both settings have the same row format, and still other numbers."""
+    s = models.load("tiny_gguf", "off", "fast").session()
+    s.prefill(sequence("tiny_gguf")[:20])
+    with pytest.raises(grebe.InvalidArgumentError, match="kernels"):
+        models.load("tiny_gguf", "off", "exact").restore(s.snapshot())
 
 
 @settings(max_examples=30, deadline=None)

@@ -15,7 +15,7 @@ from tests.helpers.tiny_gguf import Shape, tiny_model
     ("tensor", "what"),
     [
         ("output_norm.weight", "logits"),
-        ("blk.1.attn_kv_a_norm.weight", "hidden state"),
+        ("blk.1.attn_kv_a_norm.weight", "kv_rows"),
         ("blk.2.ffn_down_exps.weight", "hidden state"),
     ],
 )
@@ -33,6 +33,37 @@ def test_numbers_that_are_not_finite(tmp_path: Path, tensor: str, what: str, ker
         with pytest.raises(grebe.BackendError, match=f"{what}.*not finite"):
             call()
         assert (session.pos, session.tokens) == (0, [])
+
+
+@pytest.mark.parametrize("kernels", ["fast", "exact"])
+@pytest.mark.parametrize("kv_rounding", ["official", "off"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        "attn_kv.weight",
+        "attn_compressor_norm.weight",
+        "attn_compressor_kv.weight",
+        "indexer_compressor_norm.weight",
+        "indexer_compressor_kv.weight",
+        "indexer.proj.weight",
+        "indexer.attn_q_b.weight",
+    ],
+)
+def test_one_number_that_is_not_finite(
+    tmp_path: Path, tensor: str, value: float, kv_rounding: str, kernels: str
+) -> None:
+    """Rounding to FP8 and FP4 must not turn it into a number; long enough for rows to be selected."""
+    writer = tiny_model()
+    t = writer.tensors[f"blk.1.{tensor}"]
+    data = np.frombuffer(t.data, np.float32).copy()
+    data[0] = value
+    t.data = data.tobytes()
+    path = writer.write(tmp_path / "damaged.gguf")
+    session = grebe.Model.load(path, kernels=kernels, kv_rounding=kv_rounding).session()
+    with pytest.raises(grebe.BackendError, match="not finite"):
+        session.prefill(list(range(3, 60)))
+    assert session.pos == 0
 
 
 def test_one_damaged_expert_spares_the_others(tmp_path: Path) -> None:

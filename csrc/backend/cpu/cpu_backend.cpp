@@ -6,6 +6,7 @@
 #include "backend/cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -93,9 +94,16 @@ class CpuBackend final : public Backend {
            sizeof(float) * (mix_.capacity() + scratch_.capacity());
   }
 
-  void begin() override {}
+  void begin() override { fault_ = nullptr; }
   void commit() override {}
-  void wait() override {}
+  void wait() override {
+    const char* op = indexer_.take_fault() ? "index_select" : fault_.load();
+    if (!op) return;
+    throw BackendError(
+        std::string(op) +
+            " met numbers that are not finite; the weights or the session's state are damaged",
+        op);
+  }
 
   void embed(
       const Weight& w, const int32_t* tokens, int64_t n, int32_t n_streams, float* X) override {
@@ -211,6 +219,7 @@ class CpuBackend final : public Backend {
       ops_.rms_norm(kv + i * format.head_dim, norm, format.head_dim, eps, row);
       rope_rotate(
           row + format.nope(), rope.cos + i * rope.half, rope.sin + i * rope.half, rope.half, 1.f);
+      if (!all_finite(row, format.head_dim)) fault_ = "kv_rows";
       pack_kv_row(row, format, out + i * bytes);
     });
   }
@@ -434,6 +443,7 @@ class CpuBackend final : public Backend {
           t->rope.sin + i * t->rope.half,
           t->rope.half,
           1.f);
+      if (!all_finite(row, dim)) fault_ = "store_rows";
       pack(row, t->out.row(t->first_row + i));
     });
   }
@@ -468,6 +478,7 @@ class CpuBackend final : public Backend {
   const OpsTable& ops_;
   Matmul matmul_;
   Indexer indexer_;
+  std::atomic<const char*> fault_{nullptr};  // op of the step that met a number that is not finite
   std::vector<MatmulTask> tasks_;
   std::vector<float> mix_, scratch_;
   std::vector<std::vector<const uint8_t*>> row_lists_;

@@ -35,11 +35,13 @@ void Indexer::select(
       score_rows(task, shape, q, first, count, stride);
       pool_.parallel_for(count, [&](int64_t i, int) {
         const int64_t visible = (pos + first + i + 1) / shape.ratio;
-        select_top(
-            scores_.data() + i * stride,
-            visible,
-            shape.top_k,
-            task.selected + (first + i) * shape.top_k);
+        if (!select_top(
+                scores_.data() + i * stride,
+                visible,
+                shape.top_k,
+                task.selected + (first + i) * shape.top_k)) {
+          not_finite_.store(true, std::memory_order_relaxed);
+        }
       });
     }
   }
@@ -65,6 +67,7 @@ void Indexer::prepare(
           rope.sin + i * rope.half,
           rope.half,
           1.f);
+      if (!all_finite(head, dim) || !all_finite(&weights_[at], 1)) not_finite_ = true;
       if (!shape.format.packed) continue;
       hadamard(head, static_cast<int32_t>(dim));
       int8_t* codes = codes_.data() + at * dim;
@@ -129,41 +132,46 @@ void Indexer::score_rows(
   });
 }
 
-// The top_k best of the visible rows in ascending order; the lowest row wins a tie. A bisection
-// on the ordered bits of the scores finds the threshold without moving anything: 32 counting
-// passes at worst, each a plain loop.
-void Indexer::select_top(const float* scores, int64_t visible, int32_t top_k, int32_t* out) {
+// The top_k best of the visible rows in ascending order; the lowest row wins a tie. Finds the score
+// of the last row taken by radix, 11 bits at a time, so nothing is sorted or moved.
+bool Indexer::select_top(const float* scores, int64_t visible, int32_t top_k, int32_t* out) {
   if (visible <= top_k) {
     for (int32_t r = 0; r < top_k; r++) out[r] = r < visible ? r : -1;
-    return;
+    return true;
   }
+  // Unsigned integers in the order of the floats; adding zero makes -0 and 0 equal.
   const auto key = [](float f) {
-    const int32_t b = std::bit_cast<int32_t>(f);
-    return b < 0 ? static_cast<int32_t>(0x80000000u - static_cast<uint32_t>(b))
-                 : b;  // -0 and 0 are equal
+    const uint32_t b = std::bit_cast<uint32_t>(f + 0.f);
+    return b ^ (b >> 31 ? 0xffffffffu : 0x80000000u);
   };
-  int64_t low = INT32_MIN,
-          high = INT32_MAX;  // count(key >= low) >= top_k; threshold = largest such key
-  while (low < high) {
-    const int64_t middle = low + (high - low + 1) / 2;
-    int64_t count = 0;
-    for (int64_t r = 0; r < visible; r++) count += key(scores[r]) >= middle;
-    if (count >= top_k) {
-      low = middle;
-      if (count == top_k) break;
-    } else {
-      high = middle - 1;
+  constexpr uint32_t kLowest = 0x007fffffu, kHighest = 0xff800000u;  // -inf, +inf
+  bool numbers = true;
+  uint32_t threshold = 0;  // known leading bits of the last score taken
+  int64_t wanted = top_k;  // rows still to take among those that share them
+  int known = 32;          // bits to the right of those
+  for (const int shift : {21, 10, 0}) {
+    uint32_t count[2048] = {};
+    const uint32_t mask = shift == 0 ? 1023 : 2047;
+    for (int64_t r = 0; r < visible; r++) {
+      const uint32_t u = key(scores[r]);
+      if (known == 32) {
+        numbers &= u >= kLowest && u <= kHighest;
+      } else if (u >> known != threshold >> known) {
+        continue;
+      }
+      count[u >> shift & mask]++;
     }
+    uint32_t digit = mask;
+    while (count[digit] < wanted) wanted -= count[digit--];
+    threshold |= digit << shift;
+    known = shift;
   }
-  int64_t above = 0;
-  for (int64_t r = 0; r < visible; r++) above += key(scores[r]) > low;
-  int64_t ties = top_k - above;
   int32_t k = 0;
   for (int64_t r = 0; r < visible && k < top_k; r++) {
-    const int32_t v = key(scores[r]);
-    if (v > low || (v == low && ties-- > 0)) out[k++] = static_cast<int32_t>(r);
+    const uint32_t u = key(scores[r]);
+    if (u > threshold || (u == threshold && wanted-- > 0)) out[k++] = static_cast<int32_t>(r);
   }
-  while (k < top_k) out[k++] = -1;  // only NaN scores get here
+  return numbers;
 }
 
 }  // namespace grebe::cpu

@@ -1,6 +1,7 @@
 // The lightning indexer: scores index rows against a step's queries and picks the best [V4 4.9].
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -25,6 +26,8 @@ class Indexer {
       const float* weights,
       int64_t n);
   uint64_t scratch_bytes() const;
+  /// True once after a selection met scores that are NaN.
+  bool take_fault() { return not_finite_.exchange(false); }
 
  private:
   using IndexShape = Backend::IndexShape;
@@ -37,8 +40,10 @@ class Indexer {
       int64_t first,
       int64_t count,
       int64_t stride);
-  static void select_top(const float* scores, int64_t visible, int32_t top_k, int32_t* out);
+  /// False when a score is NaN; `out` is then arbitrary but valid.
+  static bool select_top(const float* scores, int64_t visible, int32_t top_k, int32_t* out);
 
+  std::atomic<bool> not_finite_{false};
   ThreadPool& pool_;
   const OpsTable& ops_;
   std::vector<int8_t> codes_;  // of the step's queries, as in IndexQuery

@@ -93,6 +93,8 @@ const OpsTable& ops_table(Isa isa);
 
 // Scalar and exact, the same for every table.
 
+/// False when a number is NaN or infinite.
+bool all_finite(const float* x, int64_t n);
 /// Rotates pairs (x[2i], x[2i+1]) of rope_dim values at the end of a vector; sign = -1 for the
 /// inverse.
 void rope_rotate(float* tail, const float* cos, const float* sin, int32_t half, float sign);

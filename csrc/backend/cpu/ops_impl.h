@@ -298,7 +298,7 @@ void index_score(
       }
       dot = fma16(to_f32(acc), load16(scales + 16 * b) * set16(q.scales[h * blocks + b]), dot);
     }
-    total = fma16(max16(dot, zero16()), set16(q.weights[h]), total);
+    total = fma16(max16(zero16(), dot), set16(q.weights[h]), total);
   }
   store16(scores, total);
 }

@@ -1,5 +1,7 @@
 #define GREBE_ISA scalar
 #define GREBE_ISA_SCALAR
+#include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "backend/cpu/ops_impl.h"
@@ -44,6 +46,12 @@ const OpsTable& ops_table(Isa isa) {
   throw Error(std::string("internal error: no ops table for ") + isa_name(isa));
 }
 
+bool all_finite(const float* x, int64_t n) {
+  uint32_t top = 0;
+  for (int64_t i = 0; i < n; i++) top = std::max(top, std::bit_cast<uint32_t>(x[i]) & 0x7fffffff);
+  return top < 0x7f800000;
+}
+
 void rope_rotate(float* tail, const float* cos, const float* sin, int32_t half, float sign) {
   for (int32_t i = 0; i < half; i++) {
     const float u = tail[2 * i], v = tail[2 * i + 1], c = cos[i], s = sign * sin[i];
@@ -51,6 +59,20 @@ void rope_rotate(float* tail, const float* cos, const float* sin, int32_t half, 
     tail[2 * i + 1] = u * s + v * c;
   }
 }
+
+namespace {
+
+// Exponent byte 255 is NaN in E8M0, so a block that is not finite stays so when it is read.
+constexpr int kNotFinite = 128;
+
+// Largest |x|; NaN or infinity where there is one (as integers they are above every finite value).
+float max_abs(const float* x, int n) {
+  uint32_t top = 0;
+  for (int i = 0; i < n; i++) top = std::max(top, std::bit_cast<uint32_t>(x[i]) & 0x7fffffff);
+  return std::bit_cast<float>(top);
+}
+
+}  // namespace
 
 void pack_kv_row(const float* row, const KvRowFormat& f, uint8_t* out) {
   if (f.kind == KvRowFormat::Kind::kF32) {
@@ -60,9 +82,8 @@ void pack_kv_row(const float* row, const KvRowFormat& f, uint8_t* out) {
   const int32_t nope = f.nope();
   std::memset(out + f.scale_offset(), 0, f.row_bytes() - f.scale_offset());
   for (int32_t b = 0; b < nope / 64; b++) {
-    float amax = 1e-4f;
-    for (int32_t i = 64 * b; i < 64 * b + 64; i++) amax = std::fmax(amax, std::fabs(row[i]));
-    const int e = std::isfinite(amax) ? ceil_log2(amax * (1.f / 448.f)) : 127;
+    const float amax = std::max(max_abs(row + 64 * b, 64), 1e-4f);
+    const int e = std::isfinite(amax) ? ceil_log2(amax * (1.f / 448.f)) : kNotFinite;
     const float inverse = std::ldexp(1.f, -e);
     for (int32_t i = 64 * b; i < 64 * b + 64; i++) out[i] = f32_to_e4m3(row[i] * inverse);
     out[f.scale_offset() + b] = static_cast<uint8_t>(e + 127);
@@ -96,9 +117,11 @@ namespace {
 
 // Exponent of one FP4 block and its codes with signs, 0..15.
 int fp4_block(const float* x, uint8_t* codes) {
-  float amax = 0x1.8p-124f;  // 6 * 2^-126
-  for (int i = 0; i < 32; i++) amax = std::fmax(amax, std::fabs(x[i]));
-  const int e = std::isfinite(amax) ? std::max(ceil_log2(amax * (1.f / 6.f)), -126) : 127;
+  constexpr float kFloor = 0x1.8p-124f;  // 6 * 2^-126
+  const float amax = max_abs(x, 32);
+  const int e = !std::isfinite(amax) ? kNotFinite
+                : amax < kFloor      ? -126
+                                     : std::max(ceil_log2(amax * (1.f / 6.f)), -126);
   const float inverse = std::ldexp(1.f, -e);
   for (int i = 0; i < 32; i++) codes[i] = f32_to_e2m1(x[i] * inverse);
   return e;
@@ -111,7 +134,7 @@ void fp4_codes(const float* x, int32_t dim, int8_t* codes, float* scales) {
   for (int32_t b = 0; b < dim / 32; b++) {
     const int e = fp4_block(x + 32 * b, raw);
     for (int i = 0; i < 32; i++) codes[32 * b + i] = static_cast<int8_t>(2.f * kE2M1[raw[i]]);
-    scales[b] = std::ldexp(0.5f, e);
+    scales[b] = e == kNotFinite ? std::bit_cast<float>(0x7fc00000u) : std::ldexp(0.5f, e);
   }
 }
 
