@@ -9,9 +9,9 @@ namespace grebe::cpu::GREBE_ISA {
 namespace {
 
 #if defined(GREBE_ISA_AVX512)
-constexpr int kQkRows = 12, kPvVectors = 4;  // 12 or 16 accumulators of 32 registers
+constexpr int kQkRows = 16, kPvVectors = 4;  // 16 accumulators of 32 registers
 #elif defined(GREBE_ISA_AVX2)
-constexpr int kQkRows = 6, kPvVectors = 1;  // two registers a vector, 16 in all
+constexpr int kQkRows = 4, kPvVectors = 1;  // two registers a vector, 16 in all
 #else
 constexpr int kQkRows = 4, kPvVectors = 1;
 #endif
@@ -151,6 +151,24 @@ void qk_tile(const float* qt, const float* kv, int32_t head_dim, f32x16 scale, f
   for (int r = 0; r < R; r++) store16(s + 16 * r, acc[r] * scale);
 }
 
+// Rows [r, n) in tiles of R rows, the rest in halves of that.
+template <int R>
+int64_t qk_rows(
+    const float* qt,
+    const float* kv,
+    int32_t head_dim,
+    f32x16 scale,
+    float* s,
+    int64_t r,
+    int64_t n) {
+  for (; r + R <= n; r += R) qk_tile<R>(qt, kv + r * head_dim, head_dim, scale, s + 16 * r);
+  if constexpr (R > 1) {
+    return qk_rows<R / 2>(qt, kv, head_dim, scale, s, r, n);
+  } else {
+    return r;
+  }
+}
+
 // out[h][c] += sum over rows of w[r][h] kv[r][c] for H heads and V vectors of channels.
 template <int H, int V>
 void pv_tile(const float* w, const float* kv, int64_t n_rows, int32_t head_dim, float* out) {
@@ -205,10 +223,7 @@ void attention(const AttentionUnit& a) {
     for (int64_t r = 0; r < n; r++) unpack_kv_row(a.rows[begin + r], a.format, kv + r * hd);
     for (int32_t g = 0; g < groups; g++) {
       const float* q = qt + int64_t{g} * 16 * hd;
-      int64_t r = 0;
-      for (; r + kQkRows <= n; r += kQkRows)
-        qk_tile<kQkRows>(q, kv + r * hd, hd, scale, s + 16 * r);
-      for (; r < n; r++) qk_tile<1>(q, kv + r * hd, hd, scale, s + 16 * r);
+      int64_t r = qk_rows<kQkRows>(q, kv, hd, scale, s, 0, n);
 
       const f32x16 old = load16(mx + 16 * g);
       f32x16 top = old;
