@@ -8,6 +8,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -15,6 +16,10 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
+#endif
 
 #include "grebe.h"
 
@@ -46,6 +51,40 @@ nb::dict config_dict(const ModelConfig& config);
 /// bytes_per_token, total_bytes, expert_bytes (each shared payload counted once), ignored.
 nb::dict weights_dict(const ModelWeights& weights);
 
+/// Whether the interpreter is about to end. Set once, by a hook of the module atexit; the thread
+/// that runs the hooks goes on as ever, since they may use the engine.
+bool is_exiting() noexcept;
+
+/// Work without the GIL, in place of nb::gil_scoped_release. A daemon thread cannot have the GIL
+/// back while the interpreter ends: CPython would unwind it through C++ frames, which ends the
+/// process with an abort. Such a thread stays here for the rest of the process instead.
+class WithoutGil {
+ public:
+  WithoutGil() noexcept;
+  ~WithoutGil();
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+/// The GIL for a callback within WithoutGil, by the same rule.
+class WithGil {
+ public:
+  WithGil() noexcept;
+  ~WithGil();
+  WithGil(const WithGil&) = delete;
+  WithGil& operator=(const WithGil&) = delete;
+
+ private:
+  PyGILState_STATE state_;
+};
+
+/// Never returns: where a thread stays that Python wants to unwind while it ends.
+[[noreturn]] void park() noexcept;
+void bind_exit(nb::module_& m);
+
 /// Hands the vector's memory to NumPy, without a copy. Product of shape = size.
 template <class T, class... Shape>
 auto to_numpy(std::vector<T>&& values, Shape... shape) {
@@ -61,6 +100,7 @@ auto to_numpy(std::vector<T>&& values, Shape... shape) {
 struct BoundSession {
   std::shared_ptr<Session> engine;
   unsigned long user = 0;  ///< thread that computes, 0: none
+  uint64_t changes = 0;    ///< calls so far that may have changed the state
 
   /// The session for a quick look. A progress callback may look, another thread may not.
   const Session& look() const {
@@ -81,6 +121,7 @@ class Use {
     if (session.user != 0) BoundSession::refuse();
     session.user = PyThread_get_thread_ident();
   }
+  Use(BoundSession& session, bool changes) : Use(session) { session.changes += changes; }
   Use(Use&& other) noexcept : session_(std::exchange(other.session_, nullptr)) {}
   Use& operator=(Use&&) = delete;
   ~Use() {
@@ -99,18 +140,23 @@ template <class F>
 auto compute(nb::handle on_progress, F&& f) -> std::invoke_result_t<F, const Progress&> {
   std::exception_ptr raised;
   const Progress progress = [&](int64_t done, int64_t total) {
-    nb::gil_scoped_acquire gil;
+    if (is_exiting()) return false;
+    const WithGil gil;
     try {
       if (PyErr_CheckSignals() != 0) throw nb::python_error();
       if (!on_progress.is_none()) on_progress(done, total);
       return true;
+#if defined(__GLIBCXX__)
+    } catch (abi::__forced_unwind&) {  // the interpreter ended while the callback ran
+      park();
+#endif
     } catch (...) {
       raised = std::current_exception();
       return false;
     }
   };
   const auto run = [&] {
-    nb::gil_scoped_release release;
+    const WithoutGil release;
     return f(progress);
   };
   try {

@@ -11,7 +11,13 @@ namespace grebe::bind {
 
 std::string to_path(nb::handle object) {
   PyObject* bytes = nullptr;
-  if (PyUnicode_FSConverter(object.ptr(), &bytes) == 0) throw nb::python_error();
+  if (PyUnicode_FSConverter(object.ptr(), &bytes) == 0) {  // no path, a NUL, half a surrogate pair
+    if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_TypeError))
+      throw nb::python_error();
+    PyErr_Clear();
+    throw InvalidArgument(
+        std::string("path is ") + nb::repr(object).c_str() + "; the name of a file is expected");
+  }
   nb::object owner = nb::steal(bytes);
   return std::string(PyBytes_AsString(bytes), static_cast<size_t>(PyBytes_Size(bytes)));
 }
@@ -180,7 +186,7 @@ nb::dict inspect(nb::object path_object) {
   bool has_config = false, has_weights = false;
   std::string problem;
   {
-    nb::gil_scoped_release release;
+    const WithoutGil release;
     file = GgufFile::open(path);
     try {
       config = ModelConfig::from_gguf(*file);

@@ -20,7 +20,7 @@ std::shared_ptr<Model> load(
     int prefill_chunk) {
   const std::string path = to_path(path_object);
   const LoadOptions options{backend, n_threads, kv_rounding, kernels, isa, prefill_chunk};
-  nb::gil_scoped_release release;
+  const WithoutGil release;
   return Model::load(path, options);
 }
 
@@ -43,7 +43,7 @@ BoundSession restore(Model& model, nb::object snapshot) {
     Py_buffer* view;
     ~Release() { PyBuffer_Release(view); }
   } guard{&view};
-  nb::gil_scoped_release release;
+  const WithoutGil release;
   return {model.restore({static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len)})};
 }
 
@@ -76,7 +76,7 @@ nb::object step(Model& model, nb::list inputs, const std::string& logits_name) {
             "] are the same session");
       }
     }
-    uses.emplace_back(*sessions[i]);
+    uses.emplace_back(*sessions[i], true);
     rows[i] = {sessions[i]->engine.get(), tokens[i], wanted};
   }
   std::vector<float> logits;
@@ -126,7 +126,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro(
           "scratch_bytes",
           &Model::scratch_bytes,
-          nb::call_guard<nb::gil_scoped_release>(),
+          nb::call_guard<WithoutGil>(),
           "Scratch held by the engine now, without weights and sessions.")
       .def_prop_ro(
           "tokenizer",
@@ -137,7 +137,7 @@ void bind_model(nb::module_& m) {
       .def(
           "session",
           [](Model& model, int64_t n_ctx) {
-            nb::gil_scoped_release release;
+            const WithoutGil release;
             return BoundSession{model.session(n_ctx)};
           },
           "n_ctx"_a,

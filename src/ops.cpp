@@ -91,7 +91,7 @@ auto dequantize(
   if (i_expert < 0 || i_expert >= n_experts) throw InvalidArgument("i_expert is out of range");
   std::vector<float> out(static_cast<size_t>(n_in * n_out));
   {
-    nb::gil_scoped_release release;
+    const WithoutGil release;
     cpu::dequantize_rows(w, i_expert, 0, n_out, out.data());
   }
   return to_numpy(std::move(out), n_out, n_in);
@@ -114,7 +114,7 @@ auto matmul(
   if (n < 1 || n_threads < 1) throw InvalidArgument("matmul needs a row and a thread");
   std::vector<float> y(static_cast<size_t>(n * n_out));
   {
-    nb::gil_scoped_release release;
+    const WithoutGil release;
     ThreadPool pool(n_threads);
     cpu::Matmul matmul(pool, cpu::kernel_table(choose_isa(isa)), exact);
     const cpu::MatmulTask task{&w, 0, n_out, x.data(), n_in, y.data(), n_out};
@@ -168,7 +168,7 @@ double measure_read_bandwidth(int n_threads, double seconds, int64_t buffer_byte
     while (spent.count() > longest && !elapsed_ns.compare_exchange_weak(longest, spent.count())) {
     }
   };
-  nb::gil_scoped_release release;
+  const WithoutGil release;
   std::vector<std::thread> threads;
   for (int i = 0; i < n_threads; i++) threads.emplace_back(work);
   while (n_ready.load() < n_threads) std::this_thread::yield();

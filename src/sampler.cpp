@@ -22,6 +22,11 @@ using Mask = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::
 struct BoundSampler {
   Sampler sampler;
   int32_t vocab_size;
+  bool busy = false;  // changed and looked at under the GIL only
+
+  void check_free() const {
+    if (busy) throw InvalidArgument("the sampler is busy: a call in another thread uses it");
+  }
 };
 
 using Result = std::tuple<int32_t, double, std::vector<std::pair<int32_t, double>>>;
@@ -32,7 +37,13 @@ Result sample(BoundSampler& self, const Logits& logits, const std::optional<Mask
       mask ? std::span(mask->data(), mask->size()) : std::span<const uint32_t>();
   // An empty array is not "no mask": it allows nothing.
   if (mask && bits.empty()) throw InvalidArgument("sampling: the mask has 0 words");
-  nb::gil_scoped_release release;
+  self.check_free();
+  struct Use {
+    bool& busy;
+    explicit Use(bool& flag) : busy(flag) { busy = true; }
+    ~Use() { busy = false; }
+  } const use(self.busy);
+  const bind::WithoutGil release;
   const Sample sample = self.sampler.sample(x, bits);
   Result result{sample.token, sample.logprob, {}};
   for (const TokenLogprob& entry : sample.top)
@@ -110,10 +121,12 @@ void bind_sampler(nanobind::module_& m) {
       .def(
           "observe_prompt",
           [](BoundSampler& self, nb::object ids) {
-            self.sampler.observe_prompt(bind::to_tokens(ids, self.vocab_size));
+            const std::vector<int32_t> tokens = bind::to_tokens(ids, self.vocab_size);
+            self.check_free();
+            self.sampler.observe_prompt(tokens);
           },
           "ids"_a,
-          nb::sig("def observe_prompt(self, ids: Sequence[int]) -> None"),
+          nb::sig("def observe_prompt(self, ids: typing.Any) -> None"),
           "Tell the sampler of prompt tokens, for the repetition penalty.")
       .def(
           "sample",

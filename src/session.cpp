@@ -1,5 +1,6 @@
 // grebe._engine.Session: tokens in, state and logits out. The token loop is in
 // python/grebe/generate.py.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -13,35 +14,48 @@ using namespace nb::literals;
 
 int64_t prefill(BoundSession& self, nb::object tokens, nb::object on_progress) {
   const std::vector<int32_t> ids = to_tokens(tokens, self.vocab_size());
-  const Use use(self);
+  const Use use(self, true);
   return compute(
       on_progress, [&](const Progress& progress) { return self.engine->prefill(ids, progress); });
 }
 
-void decode(BoundSession& self, nb::object token) {
+// A generation gives the number of changes that it knows of: one that it does not would make it go
+// on from another text.
+void decode(BoundSession& self, nb::object token, std::optional<uint64_t> changes) {
   const int32_t id = to_token(token, self.vocab_size());
-  const Use use(self);
-  nb::gil_scoped_release release;
+  if (changes && self.user == 0 && *changes != self.changes) {
+    throw InvalidArgument(
+        "the session was moved by another call during a generation; it is at position " +
+        std::to_string(self.engine->pos()));
+  }
+  const Use use(self, true);
+  const WithoutGil release;
   self.engine->decode(id);
 }
 
 auto evaluate(BoundSession& self, nb::object tokens, nb::object on_progress) {
   const std::vector<int32_t> ids = to_tokens(tokens, self.vocab_size());
-  const Use use(self);
+  const Use use(self, true);
   std::vector<float> logits = compute(
       on_progress, [&](const Progress& progress) { return self.engine->evaluate(ids, progress); });
   return to_numpy(std::move(logits), ids.size(), self.vocab_size());
 }
 
 int64_t rewind(BoundSession& self, int64_t pos, nb::object on_progress) {
-  const Use use(self);
+  const Use use(self, true);
   return compute(
       on_progress, [&](const Progress& progress) { return self.engine->rewind(pos, progress); });
 }
 
 // An object, since a property's array would be taken for a view into the session.
 nb::object logits(const BoundSession& self) {
-  const std::span<const float> row = self.look().logits();
+  const Session& session = self.look();
+  if (!session.has_logits() && session.pos() > 0) {
+    throw InvalidArgument(
+        "the session has no logits: the call that computed its last tokens was cancelled; prefill "
+        "them again");
+  }
+  const std::span<const float> row = session.logits();
   const size_t n = row.size();
   return nb::cast(to_numpy(std::vector<float>(row.begin(), row.end()), n));
 }
@@ -53,7 +67,7 @@ std::vector<int32_t> tokens(const BoundSession& self) {
 
 BoundSession fork(BoundSession& self) {
   const Use use(self);
-  nb::gil_scoped_release release;
+  const WithoutGil release;
   return {self.engine->fork()};
 }
 
@@ -61,7 +75,7 @@ nb::bytes snapshot(BoundSession& self) {
   std::vector<uint8_t> bytes;
   {
     const Use use(self);
-    nb::gil_scoped_release release;
+    const WithoutGil release;
     bytes = self.engine->snapshot();
   }
   return nb::bytes(bytes.data(), bytes.size());
@@ -73,7 +87,7 @@ void bind_session(nb::module_& m) {
   m.def(
       "to_tokens",
       [](nb::object tokens, int32_t vocab_size) { return to_tokens(tokens, vocab_size); },
-      "tokens"_a,
+      "tokens"_a.none(),
       "vocab_size"_a,
       nb::sig("def to_tokens(tokens: typing.Any, vocab_size: int) -> list[int]"),
       "Token ids as a list, checked; what every call does with its tokens.");
@@ -82,7 +96,7 @@ void bind_session(nb::module_& m) {
       .def(
           "prefill",
           &prefill,
-          "tokens"_a,
+          "tokens"_a.none(),
           "on_progress"_a = nb::none(),
           nb::sig(
               "def prefill(self, tokens: typing.Any, "
@@ -91,13 +105,14 @@ void bind_session(nb::module_& m) {
       .def(
           "decode",
           &decode,
-          "token"_a,
-          nb::sig("def decode(self, token: typing.Any) -> None"),
-          "Appends one token.")
+          "token"_a.none(),
+          "changes"_a = nb::none(),
+          nb::sig("def decode(self, token: typing.Any, changes: int | None = None) -> None"),
+          "Appends one token; not when changes is given and differs.")
       .def(
           "evaluate",
           &evaluate,
-          "tokens"_a,
+          "tokens"_a.none(),
           "on_progress"_a = nb::none(),
           nb::sig(
               "def evaluate(self, tokens: typing.Any, "
@@ -120,6 +135,10 @@ void bind_session(nb::module_& m) {
           &logits,
           nb::sig("def logits(self) -> numpy.typing.NDArray[numpy.float32]"),
           "f32[vocab_size] for the next token, a copy.")
+      .def_prop_ro(
+          "changes",
+          [](const BoundSession& self) { return self.changes; },
+          "Number of calls so far that may have changed the state.")
       .def_prop_ro("has_logits", [](const BoundSession& self) { return self.look().has_logits(); })
       .def_prop_ro("tokens", &tokens, "The tokens that the state covers.")
       .def_prop_ro(

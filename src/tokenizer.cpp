@@ -21,10 +21,13 @@ nb::bytes to_bytes(std::string_view bytes) { return nb::bytes(bytes.data(), byte
 std::string to_text(nb::handle text) {
   if (PyBytes_Check(text.ptr()))
     return {PyBytes_AS_STRING(text.ptr()), static_cast<size_t>(PyBytes_GET_SIZE(text.ptr()))};
+  if (PyByteArray_Check(text.ptr()))
+    return {
+        PyByteArray_AS_STRING(text.ptr()), static_cast<size_t>(PyByteArray_GET_SIZE(text.ptr()))};
   if (!PyUnicode_Check(text.ptr())) {
     throw InvalidArgument(
         std::string("text is of type ") + nb::type_name(text.type()).c_str() +
-        "; expected str or bytes");
+        "; expected str, bytes or bytearray");
   }
   Py_ssize_t size = 0;
   if (const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size))
@@ -59,7 +62,7 @@ TokenizerPtr from_spec(
   }
   spec.bos = bos;
   spec.eos = eos;
-  nb::gil_scoped_release release;
+  const bind::WithoutGil release;
   return Tokenizer::from_spec(std::move(spec));
 }
 
@@ -110,12 +113,14 @@ void bind_tokenizer(nanobind::module_& m) {
           "encode",
           [](const Tokenizer& self, nb::object text, bool allow_special) {
             const std::string utf8 = to_text(text);
-            nb::gil_scoped_release release;
+            const bind::WithoutGil release;
             return self.encode(utf8, allow_special);
           },
-          "text"_a,
+          "text"_a.none(),
           "allow_special"_a = false,
-          nb::sig("def encode(self, text: str | bytes, allow_special: bool = False) -> list[int]"),
+          nb::sig(
+              "def encode(self, text: str | bytes | bytearray, allow_special: bool = False) -> "
+              "list[int]"),
           "Token ids of a text; never adds bos or eos.\n\n"
           "Args:\n"
           "    text: str, or bytes that need not be valid UTF-8. Half of a surrogate pair counts "
@@ -127,19 +132,23 @@ void bind_tokenizer(nanobind::module_& m) {
           "decode",
           [](const Tokenizer& self, nb::object ids) {
             const std::vector<int32_t> tokens = bind::to_tokens(ids, self.vocab_size());
-            nb::gil_scoped_release release;
+            const bind::WithoutGil release;
             return self.decode_text(tokens);
           },
-          "ids"_a,
-          nb::sig("def decode(self, ids: Sequence[int]) -> str"),
+          "ids"_a.none(),
+          nb::sig(
+              "def decode(self, ids: collections.abc.Sequence[int] | "
+              "numpy.typing.NDArray[numpy.integer[typing.Any]]) -> str"),
           "Text of the tokens, special ones included; bytes that are not UTF-8 become U+FFFD.")
       .def(
           "decode_bytes",
           [](const Tokenizer& self, nb::object ids) {
             return to_bytes(self.decode(bind::to_tokens(ids, self.vocab_size())));
           },
-          "ids"_a,
-          nb::sig("def decode_bytes(self, ids: Sequence[int]) -> bytes"),
+          "ids"_a.none(),
+          nb::sig(
+              "def decode_bytes(self, ids: collections.abc.Sequence[int] | "
+              "numpy.typing.NDArray[numpy.integer[typing.Any]]) -> bytes"),
           "Bytes of the tokens, exactly.")
       .def(
           "token_bytes",

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 version: str = '0.1.0'
 
+def end_work() -> None:
+    """Stops what computes in other threads, for good: Python is ending."""
+
 class Tokenizer:
     """
     Byte-level BPE of DeepSeek V4: text to token ids and back. Immutable and thread-safe.
@@ -45,7 +48,7 @@ class Tokenizer:
             UnsupportedModelError: it describes another kind of tokenizer.
         """
 
-    def encode(self, text: str | bytes, allow_special: bool = False) -> list[int]:
+    def encode(self, text: str | bytes | bytearray, allow_special: bool = False) -> list[int]:
         """
         Token ids of a text; never adds bos or eos.
 
@@ -55,12 +58,12 @@ class Tokenizer:
                 a user or a tool wrote: there it is ordinary text.
         """
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | numpy.typing.NDArray[numpy.integer[Any]]) -> str:
         """
         Text of the tokens, special ones included; bytes that are not UTF-8 become U+FFFD.
         """
 
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+    def decode_bytes(self, ids: Sequence[int] | numpy.typing.NDArray[numpy.integer[Any]]) -> bytes:
         """Bytes of the tokens, exactly."""
 
     def token_bytes(self, id: int) -> bytes:
@@ -128,7 +131,7 @@ class Sampler:
             InvalidArgumentError: names the parameter, its value and its range.
         """
 
-    def observe_prompt(self, ids: Sequence[int]) -> None:
+    def observe_prompt(self, ids: Any) -> None:
         """Tell the sampler of prompt tokens, for the repetition penalty."""
 
     def sample(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], mask: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> tuple[int, float, list[tuple[int, float]]]:
@@ -204,8 +207,8 @@ class Session:
     def prefill(self, tokens: Any, on_progress: Callable[[int, int], object] | None = None) -> int:
         """Makes the state cover exactly tokens; returns how many were computed."""
 
-    def decode(self, token: Any) -> None:
-        """Appends one token."""
+    def decode(self, token: Any, changes: int | None = None) -> None:
+        """Appends one token; not when changes is given and differs."""
 
     def evaluate(self, tokens: Any, on_progress: Callable[[int, int], object] | None = None) -> numpy.typing.NDArray[numpy.float32]:
         """
@@ -224,6 +227,10 @@ class Session:
     @property
     def logits(self) -> numpy.typing.NDArray[numpy.float32]:
         """f32[vocab_size] for the next token, a copy."""
+
+    @property
+    def changes(self) -> int:
+        """Number of calls so far that may have changed the state."""
 
     @property
     def has_logits(self) -> bool: ...
