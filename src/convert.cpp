@@ -51,8 +51,28 @@ void copy_array(
   }
 }
 
+std::string device_name(int type) {
+  switch (type) {
+    case nb::device::cuda::value:
+      return "CUDA";
+    case nb::device::cuda_host::value:
+      return "CUDA host";
+    case nb::device::rocm::value:
+      return "ROCm";
+    case nb::device::metal::value:
+      return "Metal";
+    default:
+      return "DLPack type " + std::to_string(type);
+  }
+}
+
 std::vector<int32_t> from_array(
     const nb::ndarray<nb::ro>& array, int32_t vocab_size, const char* what) {
+  if (array.device_type() != nb::device::cpu::value) {
+    throw InvalidArgument(
+        std::string(what) + " is an array on " + device_name(array.device_type()) + " device " +
+        std::to_string(array.device_id()) + "; copy it to the CPU first");
+  }
   if (array.ndim() != 1) {
     throw InvalidArgument(
         std::string(what) + " has " + std::to_string(array.ndim()) +
@@ -64,6 +84,11 @@ std::vector<int32_t> from_array(
   if (!is_signed && type.code != static_cast<uint8_t>(nb::dlpack::dtype_code::UInt)) {
     throw InvalidArgument(
         std::string(what) + " is an array of floats or bools; integers are expected");
+  }
+  if (type.lanes != 1) {
+    throw InvalidArgument(
+        std::string(what) + " is an array of vectors of " + std::to_string(type.lanes) +
+        "; plain integers are expected");
   }
   switch (type.bits) {
     case 8:
@@ -102,6 +127,11 @@ std::vector<int32_t> to_tokens(nb::handle object, int32_t vocab_size, const char
     throw InvalidArgument(
         std::string(what) + " is " + shown(object) +
         "; token ids are expected (encode text with model.tokenizer.encode)");
+  }
+  // Their order is not what a caller wrote, and a dict's values would be dropped.
+  if (PyAnySet_Check(object.ptr()) || PyDict_Check(object.ptr())) {
+    throw InvalidArgument(
+        std::string(what) + " is " + shown(object) + "; a sequence of token ids is expected");
   }
   const bool is_plain = PyList_Check(object.ptr()) || PyTuple_Check(object.ptr());
   if (!is_plain && nb::ndarray_check(object)) {
