@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+import stat
 from typing import Any
 
 from grebe import _engine
+from grebe.checks import file_path
 from grebe.errors import FormatError, StorageError, UnsupportedModelError
 
 # The scanner in csrc/text/pretokenize.cpp is these three, and only these.
@@ -22,6 +23,8 @@ SPLITS = [
     "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*"
     r"|\s*[" + "\r\n" + r"]+|\s+(?!\S)|\s+",
 ]
+# The one of DeepSeek V4 has 8 MB.
+MAX_BYTES = 256 << 20
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -29,13 +32,22 @@ EOS = "<｜end▁of▁sentence｜>"
 
 def load(path: str | os.PathLike[str]) -> _engine.Tokenizer:
     """Build a tokenizer from a file; errors are those of ``Tokenizer.from_file``."""
-    name = os.fspath(path)
+    file = file_path(path)
+    name = str(file)
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        # Looked at before it is opened: a pipe would wait for its writer.
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{name}: byte 0: not a regular file", name, 0)
+        if status.st_size > MAX_BYTES:
+            raise FormatError(f"{name}: larger than {MAX_BYTES} bytes", name, MAX_BYTES)
+        text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{name}: not UTF-8", name, error.start) from None
     except OSError as error:
-        raise StorageError(f"{name}: {error.strerror}", name, error.errno or 0) from error
+        raise StorageError(
+            f"{name}: cannot open: {error.strerror}", name, error.errno or 0
+        ) from error
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

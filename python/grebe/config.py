@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
+
+from .checks import callback, integer, number, shown
+from .errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +113,8 @@ class ModelConfig:
 class Sampling:
     """How the next token is chosen. The default is greedy: the exact argmax, the lowest id on ties.
 
-    Ranges are checked when a generation starts, with an error that names the parameter.
+    Types are checked here and ranges when a generation starts, with an error that names the
+    parameter. Comparable, hashable, and picklable if the mask is.
 
     Attributes:
         temperature: 0 is greedy; otherwise logits are divided by it.
@@ -122,9 +125,9 @@ class Sampling:
             or output.
         presence_penalty: subtracted once from tokens in the output.
         frequency_penalty: subtracted from tokens in the output, per occurrence.
-        logit_bias: added to the logits of these token ids.
-        seed: equal seeds give equal draws on every machine. None: a fresh one for each generation,
-            which reports it.
+        logit_bias: added to the logits of these token ids; copied.
+        seed: 0 to 2**64 - 1; equal seeds give equal draws on every machine. None: a fresh one for
+            each generation, which reports it.
         top_logprobs: how many alternatives each event lists, 0 to 1000.
         mask: hook for grammars. Called before each token with the tokens generated so far; returns
             bool[vocab_size], a bit set u32[(vocab_size + 31) // 32], or None to allow every token.
@@ -142,20 +145,56 @@ class Sampling:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     top_logprobs: int = 0
     mask: TokenMask | None = None
+
+    def __post_init__(self) -> None:
+        def put(name: str, value: object) -> None:
+            object.__setattr__(self, name, value)  # how a frozen dataclass is filled
+
+        for name in _NUMBERS:
+            put(name, number(name, getattr(self, name)))
+        put("top_k", integer("top_k", self.top_k, 0))
+        put("top_logprobs", integer("top_logprobs", self.top_logprobs, 0, 1000))
+        if self.seed is not None:
+            put("seed", integer("seed", self.seed, 0, 2**64 - 1))
+        if not isinstance(self.logit_bias, Mapping):
+            raise InvalidArgumentError(
+                f"logit_bias is {shown(self.logit_bias)}; a mapping of token ids to numbers is "
+                "expected"
+            )
+        bias = {
+            integer("logit_bias key", token, 0, 2**31 - 1): number(f"logit_bias[{token}]", value)
+            for token, value in self.logit_bias.items()
+        }
+        put("logit_bias", bias)
+        callback("mask", self.mask)
+
+    def __hash__(self) -> int:
+        values = (getattr(self, f.name) for f in fields(self) if f.name != "logit_bias")
+        return hash((*values, frozenset(self.logit_bias.items())))
 
     def resolved_seed(self) -> int:
         """The seed, or a fresh one of 63 random bits."""
         return self.seed if self.seed is not None else int.from_bytes(os.urandom(8), "little") >> 1
 
 
-def model_config(fields: dict[str, Any]) -> ModelConfig:
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+def model_config(numbers: dict[str, Any]) -> ModelConfig:
     """A ModelConfig from the engine's dictionary. Floats come from f32 and are shown as such."""
     values: dict[str, Any] = {
-        key: _short(value) if isinstance(value, float) else value for key, value in fields.items()
+        key: _short(value) if isinstance(value, float) else value for key, value in numbers.items()
     }
     return ModelConfig(**values)
 

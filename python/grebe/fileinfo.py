@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _engine
+from .checks import file_path
 from .config import ModelConfig, model_config
 from .report import file_report, size
 
@@ -187,7 +188,7 @@ def inspect(path: str | os.PathLike[str] | None = None) -> FileInfo:
     """
     from .model import EMBEDDED_MODEL
 
-    file = EMBEDDED_MODEL if path is None else Path(path)
+    file = EMBEDDED_MODEL if path is None else file_path(path)
     raw = _engine.inspect(file)
     config = model_config(raw["config"]) if raw["config"] is not None else None
     weights: dict[str, Any] = raw["weights"] or {}

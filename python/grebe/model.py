@@ -7,15 +7,16 @@ import weakref
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from . import _engine
+from .checks import file_path, integer, shown, text
 from .config import ModelConfig, Sampling, model_config
 from .errors import InvalidArgumentError
 from .events import Completion
-from .generate import complete
+from .generate import complete, in_thread
 from .session import Session
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ EMBEDDED_MODEL = Path(__file__).parent / "data" / "grebe-nano.gguf"
 class Model:
     """A model file, mapped, and the engine that runs it. Made by :meth:`load`.
 
-    Thread-safe. Closing it, or leaving its ``with`` block, closes its sessions too; a call that is
-    under way in another thread finishes first. Memory returns when the last reference is gone.
+    Thread-safe. Closing it, or leaving its ``with`` block, closes its sessions too. That does not
+    wait: a call under way in another thread goes on to its end. Memory returns after the last of
+    these calls, when the last reference is gone.
 
     Example:
         >>> import grebe
@@ -83,19 +85,18 @@ class Model:
             FormatError: it is damaged.
             UnsupportedModelError: it is another model, or a quantization that this build does not
                 read.
+            InvalidArgumentError: an option of a wrong type or out of range.
             BackendUnavailableError: no such backend or instruction set here.
         """
-        if n_threads is not None and n_threads < 1:
-            raise InvalidArgumentError(f"n_threads is {n_threads}; at least 1 is expected")
-        file = EMBEDDED_MODEL if path is None else Path(path)
+        file = EMBEDDED_MODEL if path is None else file_path(path)
         engine = _engine.Model.load(
             file,
-            backend=backend,
-            n_threads=n_threads or 0,
-            kv_rounding=kv_rounding,
-            kernels=kernels,
-            isa=isa or "",
-            prefill_chunk=prefill_chunk,
+            backend=text("backend", backend),
+            n_threads=0 if n_threads is None else integer("n_threads", n_threads, 1, 2**31 - 1),
+            kv_rounding=text("kv_rounding", kv_rounding),
+            kernels=text("kernels", kernels),
+            isa="" if isa is None else text("isa", isa),
+            prefill_chunk=integer("prefill_chunk", prefill_chunk, 1, 4096),
         )
         return cls(engine, file)
 
@@ -159,8 +160,8 @@ class Model:
             n_ctx: how many tokens it may cover; None: as many as the model was made for. Memory is
                 taken as it grows.
         """
-        if n_ctx is not None and n_ctx < 1:
-            raise InvalidArgumentError(f"n_ctx is {n_ctx}; at least 1 is expected")
+        if n_ctx is not None:
+            n_ctx = integer("n_ctx", n_ctx, 1, self._config.max_context)
         return self._adopt(self._live.session(n_ctx or 0))
 
     def restore(self, snapshot: bytes | bytearray | memoryview) -> Session:
@@ -170,6 +171,8 @@ class Model:
             FormatError: the bytes are damaged.
             InvalidArgumentError: they are of another model.
         """
+        if not isinstance(snapshot, bytes | bytearray | memoryview):
+            raise InvalidArgumentError(f"snapshot is {shown(snapshot)}; bytes are expected")
         return self._adopt(self._live.restore(snapshot))
 
     def step(
@@ -188,7 +191,19 @@ class Model:
         Returns:
             f32[rows, vocab_size], in the order of the inputs.
         """
-        return self._live.step([(s._live, tokens) for s, tokens in inputs], logits)
+        pairs = []
+        for i, item in enumerate(inputs):
+            if not isinstance(item, tuple | list) or len(item) != 2:
+                raise InvalidArgumentError(
+                    f"inputs[{i}] is {shown(item)}; a pair (session, tokens) is expected"
+                )
+            session, tokens = item
+            if not isinstance(session, Session):
+                raise InvalidArgumentError(
+                    f"inputs[{i}][0] is {shown(session)}; a grebe.Session is expected"
+                )
+            pairs.append((session._live, tokens))
+        return self._live.step(pairs, text("logits", logits))
 
     def complete(
         self,
@@ -227,24 +242,24 @@ class Model:
         stop: str | Sequence[str] | None = None,
         sampling: Sampling | None = None,
         n_ctx: int | None = None,
+        on_progress: Callable[[int, int], object] | None = None,
     ) -> Completion:
-        """As :meth:`complete`, in a worker thread; cancelling the task ends it at a token."""
-        import asyncio
+        """As :meth:`complete`, in a worker thread, where on_progress runs too.
 
+        Cancelling the task ends the computation at the next chunk or token.
+        """
         with self.session(n_ctx) as session:
             generation = session.generate(
-                prompt, max_tokens=max_tokens, stop=stop, sampling=sampling
+                prompt,
+                max_tokens=max_tokens,
+                stop=stop,
+                sampling=sampling,
+                on_progress=on_progress,
             )
-            work = asyncio.ensure_future(asyncio.to_thread(complete, generation))
-            try:
-                return await asyncio.shield(work)
-            finally:
-                if not work.done():
-                    generation.cancel()
-                    await asyncio.wait({work})
+            return await in_thread(generation, complete)
 
     def close(self) -> None:
-        """Close the model and its sessions. Closing twice is fine."""
+        """Close the model and its sessions, without waiting for running calls. Twice is fine."""
         for session in list(self._sessions):
             session.close()
         self._impl = None
@@ -259,6 +274,9 @@ class Model:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a grebe.Model cannot be copied or pickled; share it, or load it again")
 
     def _facts(self) -> dict[str, str]:
         config, options = self._config, self.options

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from . import _engine
+from .checks import callback, integer
 from .config import Sampling
 from .errors import InvalidArgumentError
 from .events import Event
@@ -88,6 +89,7 @@ class Session:
             KeyboardInterrupt: Ctrl-C; the state covers the chunks that were done, a prefix of
                 ``tokens``.
         """
+        callback("on_progress", on_progress)
         return self._live.prefill(tokens, on_progress)
 
     def decode(self, token: int) -> None:
@@ -102,6 +104,7 @@ class Session:
         Returns:
             f32[n, vocab_size]; row i is for the position after ``tokens[i]``.
         """
+        callback("on_progress", on_progress)
         return self._live.evaluate(tokens, on_progress)
 
     @property
@@ -109,7 +112,8 @@ class Session:
         """f32[vocab_size] for the next token, a copy.
 
         Raises:
-            InvalidArgumentError: there are none, since the session is empty.
+            InvalidArgumentError: there are none, since the session is empty or the call that was
+                to compute them was cancelled.
         """
         return self._live.logits
 
@@ -152,7 +156,8 @@ class Session:
         Returns:
             How many tokens were computed again.
         """
-        return self._live.rewind(pos, on_progress)
+        callback("on_progress", on_progress)
+        return self._live.rewind(integer("pos", pos, 0, self.pos), on_progress)
 
     def snapshot(self) -> bytes:
         """Everything needed to go on in another process; see :meth:`Model.restore`."""
@@ -212,8 +217,8 @@ class Session:
         stop: str | Sequence[str] | None = None,
         sampling: Sampling | None = None,
         on_progress: Callable[[int, int], object] | None = None,
-    ) -> AsyncIterator[Event]:
-        """As :meth:`generate`, for ``async for``.
+    ) -> AsyncGenerator[Event, None]:
+        """As :meth:`generate`, for ``async for``. The generator can be closed early: ``aclosing``.
 
         Tokens are computed in a worker thread, where on_progress runs too.
         When the awaiting task is cancelled, the computation stops at the next chunk or token and
@@ -240,7 +245,10 @@ class Session:
         return _engine.to_tokens(prompt, self._model.config.vocab_size)
 
     def close(self) -> None:
-        """Free the state, after any call that is under way in another thread. Twice is fine."""
+        """Let go of the state. Twice is fine.
+
+        Does not wait: a call under way in another thread goes on, and the state is freed after it.
+        """
         self._impl = None
 
     def __enter__(self) -> Session:
@@ -253,6 +261,9 @@ class Session:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a grebe.Session cannot be copied or pickled; see fork() and snapshot()")
 
     def __repr__(self) -> str:
         if self._impl is None:

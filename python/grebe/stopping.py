@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import InvalidArgumentError
 
@@ -56,6 +56,8 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     Raises:
         InvalidArgumentError: one is empty or no string.
     """
+    if isinstance(stop, bytes | bytearray | Mapping) or not isinstance(stop, Iterable | None):
+        raise InvalidArgumentError(f"stop is {stop!r}; a str or a sequence of them is expected")
     stops = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     for i, text in enumerate(stops):
         if not isinstance(text, str) or not text:
