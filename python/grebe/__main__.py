@@ -1,5 +1,8 @@
 """``python -m grebe`` is the command ``grebe``."""
 
-from grebe.cli import main
+try:
+    from grebe.cli import main
+except KeyboardInterrupt:
+    raise SystemExit(130) from None
 
 raise SystemExit(main())

@@ -1,7 +1,8 @@
 """The command ``grebe``: run, inspect, bench, tokenize, perplexity.
 
-Exit status: 0 done; 1 something failed; 2 wrong usage, a file that is damaged or not supported, a
-backend that is not there; 130 interrupted by Ctrl-C. Errors are one line on stderr.
+Exit status: 0 done; 1 something failed; 2 wrong usage, a prompt that does not fit, a file that is
+damaged or not supported, a backend that is not there; 130 interrupted by Ctrl-C. Errors are one
+line on stderr.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ import os
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 
 from . import commands
 from .errors import (
     BackendUnavailableError,
+    ContextOverflowError,
     FormatError,
     GrebeError,
     InvalidArgumentError,
     StorageError,
     UnsupportedModelError,
 )
+from .report import printable
 
 __all__ = ["main", "make_parser"]
 
 # What the person who typed the command can mend.
 USAGE_ERRORS = (
     InvalidArgumentError,
+    ContextOverflowError,
     FormatError,
     UnsupportedModelError,
     BackendUnavailableError,
@@ -52,7 +57,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
@@ -201,21 +209,30 @@ def _add_perplexity(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    args = make_parser().parse_args(argv)
+    if sys.stderr is None:  # closed by the caller, as with 2>&-
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for the whole process
+    if sys.stdout is None:
+        print("grebe: stdout is closed", file=sys.stderr)
+        return 1
+    try:
+        return _run(make_parser().parse_args(argv))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
     # A model may write any character; a terminal that cannot show one should not end the run.
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
         args.run(args)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # The reader has gone, as `| head` does. Python would complain again when it flushes at
         # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (GrebeError, OSError, UnicodeDecodeError) as error:
-        print(f"grebe: {error}", file=sys.stderr)
+        print(f"grebe: {printable(str(error))}", file=sys.stderr)
         return 2 if isinstance(error, (*USAGE_ERRORS, FileNotFoundError, UnicodeDecodeError)) else 1
     return 0

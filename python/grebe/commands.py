@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, fields
@@ -29,16 +30,33 @@ def _load(args: argparse.Namespace) -> Model:
     )
 
 
-def _read_text(text: str | None) -> str:
+def _argument(name: str, text: str) -> str:
+    """A text of the command line, which must be UTF-8: Python hides other bytes in surrogates."""
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        raise InvalidArgumentError(f"{name} is {text!a}, which is not UTF-8") from None
+
+
+def _read_text(name: str, text: str | None) -> str:
     """The argument, or stdin. Bytes that are no UTF-8 are a clear error, not a guess."""
     if text is not None:
-        return text
+        return _argument(name, text)
+    if sys.stdin is None:
+        raise InvalidArgumentError(f"stdin is closed; give the {name} as an argument")
     if sys.stdin.isatty():
         print("reading stdin, end with Ctrl-D", file=sys.stderr)
     return sys.stdin.buffer.read().decode("utf-8")
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
+    if not args.temperature >= 0:  # --greedy would hide it
+        raise InvalidArgumentError(f"temperature is {args.temperature}; at least 0 is expected")
     return Sampling(
         temperature=0.0 if args.greedy else args.temperature,
         top_k=args.top_k,
@@ -58,13 +76,15 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """``grebe run``: streams text, or one JSON object per token."""
-    prompt = _read_text(args.prompt)
+    sampling = _sampling(args)
+    stop = [_argument("stop", text) for text in args.stop or ()]
+    prompt = _read_text("prompt", args.prompt)
     with _load(args) as model, model.session(args.ctx) as session, ProgressBar("prompt") as bar:
         generation = session.generate(
             prompt,
             max_tokens=args.max_tokens,
-            stop=args.stop,
-            sampling=_sampling(args),
+            stop=stop,
+            sampling=sampling,
             on_progress=bar,
         )
         if not args.json and not args.no_echo:
@@ -115,7 +135,7 @@ def inspect(args: argparse.Namespace) -> None:
 def bench(args: argparse.Namespace) -> None:
     """``grebe bench``: a table, CSV, or JSON with the machine and the options."""
     from . import __version__, measure
-    from .report import columns, size
+    from .report import columns, printable, size
 
     if args.plot:
         try:
@@ -144,7 +164,7 @@ def bench(args: argparse.Namespace) -> None:
                 cells = (f"{v:.6g}" if isinstance(v, float) else str(v) for v in values)
                 print(",".join(cells), flush=True)
         name, options = model.config.name or model.path.name, model.options
-        title = f"{name}, {options['isa']}, {options['n_threads']} threads"
+        title = f"{printable(name)}, {options['isa']}, {options['n_threads']} threads"
         weights = model.bytes_per_token
         if args.format == "json":
             _print_json(
@@ -187,7 +207,7 @@ def tokenize(args: argparse.Namespace) -> None:
         tokenizer = Tokenizer.from_file(args.model)
     else:
         tokenizer = Model.load(args.model, n_threads=1).tokenizer
-    ids = tokenizer.encode(_read_text(args.text), args.allow_special)
+    ids = tokenizer.encode(_read_text("text", args.text), args.allow_special)
     pieces = [tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") for i in ids]
     if args.json:
         _print_json({"ids": ids, "pieces": pieces})
@@ -202,7 +222,11 @@ def perplexity(args: argparse.Namespace) -> None:
     """``grebe perplexity``: one line, or JSON."""
     from . import measure
 
-    text = _read_text(None) if args.file == "-" else Path(args.file).read_text(encoding="utf-8")
+    # Bytes, as stdin gives them: line ends are part of the text.
+    if args.file == "-":
+        text = _read_text("file", None)
+    else:
+        text = Path(args.file).read_bytes().decode("utf-8")
     with _load(args) as model, ProgressBar("perplexity") as bar:
         result = measure.perplexity(
             model, text, n_ctx=args.ctx, stride=args.stride, on_progress=bar

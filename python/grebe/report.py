@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .fileinfo import FileInfo
 
-__all__ = ["columns", "file_report", "size", "tensor_report"]
+__all__ = ["columns", "file_report", "printable", "size", "tensor_report"]
 
 
 def size(n_bytes: float) -> str:
@@ -25,9 +25,21 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.0f} B"
 
 
+def printable(text: str) -> str:
+    r"""The text with control characters as escapes: names in a file may try to drive a terminal.
+
+    Example:
+        >>> printable("a\x1b[2Jb é")
+        'a\\x1b[2Jb é'
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
 def columns(rows: Iterable[Sequence[object]], *, right: str = "", indent: str = "  ") -> str:
-    """Rows as aligned columns; ``right`` has an "r" for each column to be aligned right."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    """Rows as aligned columns of printable text; ``right`` has an "r" where to align right."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     if not cells:
         return ""
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
@@ -45,7 +57,7 @@ def columns(rows: Iterable[Sequence[object]], *, right: str = "", indent: str = 
 def file_report(info: FileInfo, n_ctx: int = 8192) -> str:
     """The text of ``grebe inspect``."""
     parts = [
-        f"{info.path}: GGUF version {info.version}, {size(info.n_bytes)}, "
+        f"{printable(str(info.path))}: GGUF version {info.version}, {size(info.n_bytes)}, "
         f"{len(info.tensors)} tensors"
     ]
     c = info.config
@@ -93,9 +105,9 @@ def file_report(info: FileInfo, n_ctx: int = 8192) -> str:
     backends = [(b.name, "yes" if b.available else "no", b.detail) for b in info.backends]
     parts += ["\nbackends", columns(backends)]
     if info.problem:
-        parts += ["\nproblem", f"  {info.problem}"]
+        parts += ["\nproblem", f"  {printable(info.problem)}"]
     if info.notes:
-        parts += ["\nnotes", *(f"  {note}" for note in info.notes)]
+        parts += ["\nnotes", *(f"  {printable(note)}" for note in info.notes)]
     return "\n".join(parts)
 
 

@@ -7,10 +7,12 @@ import io
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import grebe
 import numpy as np
@@ -18,7 +20,7 @@ import pytest
 from grebe.cli import main, make_parser
 from grebe.measure import negative_log_likelihood
 from grebe.progress import ProgressBar
-from grebe.report import columns, size
+from grebe.report import columns, file_report, size, tensor_report
 
 COMMANDS = ("run", "inspect", "bench", "tokenize", "perplexity")
 
@@ -138,8 +140,16 @@ def test_ctrl_c_exits_130():
         (["inspect", __file__], 2, "GGUF"),
         (["run", "--temperature", "-1", "x"], 2, "temperature"),
         (["run", "--stop", "", "x"], 2, "stop"),
-        (["run", "--ctx", "1", "x"], 1, "context"),
+        (["run", "--ctx", "1", "x"], 2, "context"),
         (["perplexity", "no-such.txt"], 2, "no-such.txt"),
+        (["run", "--seed=-1", "x"], 2, "seed is -1"),
+        (["run", "--seed", "9" * 30, "x"], 2, "seed is 9"),
+        (["run", "--top-k", "9" * 30, "x"], 2, "top_k is 9"),
+        (["run", "--greedy", "--temperature=-1", "x"], 2, "temperature is -1.0"),
+        (["run", "--temperature=nan", "x"], 2, "temperature is nan"),
+        (["run", "h\udcff"], 2, "prompt is 'h\\udcff', which is not UTF-8"),
+        (["run", "--stop", "h\udcff", "x"], 2, "stop is"),
+        (["tokenize", "h\udcff"], 2, "text is"),
         (["bench", "--depths", "5,3"], 2, "depths"),
         (["bench", "--depths", "0,9999999"], 2, "n_ctx"),
     ],
@@ -166,6 +176,39 @@ def test_wrong_usage_exits_2(capsys, argv):
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
+
+
+def test_a_number_that_is_none(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "-n", "abc", "x"])
+    assert caught.value.code == 2
+    assert "'abc' is not a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "closed", "status", "words"),
+    [
+        ("tokenize", "<&-", 2, "stdin is closed"),
+        ("run", "<&-", 2, "stdin is closed"),
+        ("tokenize x", ">&-", 1, "stdout is closed"),
+        ("tokenize x", "2>&-", 0, ""),
+        ("inspect no-such.gguf", "2>&-", 2, ""),
+    ],
+)
+def test_closed_streams(argv, closed, status, words):
+    command = f"exec {shlex.quote(sys.executable)} -m grebe {argv} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert words in done.stderr
+    assert done.stderr.count("\n") == bool(words)
+
+
+def test_ctrl_c_while_options_are_read(monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grebe.cli.make_parser", interrupt)
+    assert main(["run", "x"]) == 130
 
 
 def test_version_and_help(capsys):
@@ -199,6 +242,22 @@ def test_inspect_table_and_json(capsys):
     assert len(info["tensors"]) == sum(t["tensors"] for t in info["dtypes"].values())
     assert main(["inspect", "--json"]) == 0
     assert "tensors" not in json.loads(capsys.readouterr().out)
+
+
+def test_names_in_a_file_do_not_drive_the_terminal():
+    info = grebe.inspect()
+    bad = "a\x1b]0;title\x07\x9b2J\n\u202eb"
+    hostile = replace(
+        info,
+        config=replace(info.config, name=bad),
+        tensors=(replace(info.tensors[0], name=bad, dtype=bad),),
+        problem=bad,
+        notes=(bad,),
+    )
+    unknown = replace(hostile, config=None, metadata={f"general.{bad}": bad})
+    for report in (file_report(hostile), file_report(unknown), tensor_report(hostile)):
+        assert all(c.isprintable() or c == "\n" for c in report)
+        assert r"a\x1b]0;title\x07\x9b2J\n\u202eb" in report
 
 
 def test_tokenize(capsys):
@@ -289,6 +348,24 @@ def test_perplexity_windows_count_every_token_once(tmp_path, capsys):
             break
     assert result["n_tokens"] == counted == len(ids)
     assert result["nats_per_token"] == pytest.approx(total / counted, rel=1e-9)
+
+
+def test_perplexity_of_a_file_is_that_of_stdin(tmp_path):
+    text = b"Once upon a time\r\nthere was\ra bird.\r\n"
+    path = tmp_path / "dos.txt"
+    path.write_bytes(text)
+    results = [
+        subprocess.run(
+            [sys.executable, "-m", "grebe", "perplexity", "--json", name],
+            input=text,
+            capture_output=True,
+            check=True,
+        ).stdout
+        for name in (str(path), "-")
+    ]
+    one, two = ({**json.loads(r), "tok_per_s": 0} for r in results)
+    assert one == two
+    assert one["n_bytes"] == len(text)
 
 
 @pytest.mark.parametrize("options", [["--ctx", "1"], ["--ctx", "8", "--stride", "8"]])
