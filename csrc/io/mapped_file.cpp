@@ -19,7 +19,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   const auto fail = [&](const char* what, int error) {
     throw IoError(path + ": cannot " + what + ": " + std::strerror(error), path, error);
   };
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) fail("open", errno);
   struct Closer {  // the mapping outlives the descriptor
     int fd;

@@ -359,7 +359,7 @@ def test_dspark_sidecar_under_the_main_name(load: Load) -> None:
         ("attention.head_count_kv", 2, ("head_count_kv is 2",)),
         ("attention.value_length", 64, ("value_length is 64", "key_length 80")),
         ("attention.key_length", 112, ("value_length is 80", "key_length 112")),
-        ("rope.dimension_count", 15, ("rope.dimension_count is 15", "even")),
+        ("rope.dimension_count", 15, ("rope.dimension_count is 15", "multiples of 16")),
         ("rope.dimension_count", 80, ("rope.dimension_count is 80",)),
         ("rope.freq_base", 0.0, ("rope.freq_base is 0",)),
         ("rope.freq_base", float("nan"), ("rope.freq_base is nan",)),

@@ -190,8 +190,10 @@ class CpuBackend final : public Backend {
   void q_norm_rope(
       float* q, const RopeTable& rope, int64_t n, int32_t n_heads, int32_t head_dim, float eps)
       override {
-    pool_.parallel_for(n, [&](int64_t i, int) {
-      for (int32_t h = 0; h < n_heads; h++) {
+    const int64_t groups = (n_heads + kHeadGroup - 1) / kHeadGroup;
+    pool_.parallel_for(n * groups, [&](int64_t unit, int) {
+      const int64_t i = unit / groups, first = unit % groups * kHeadGroup;
+      for (int64_t h = first; h < std::min<int64_t>(first + kHeadGroup, n_heads); h++) {
         float* head = q + (i * n_heads + h) * head_dim;
         ops_.rms_norm(head, nullptr, head_dim, eps, head);
         rope_rotate(

@@ -56,8 +56,10 @@ void Indexer::prepare(
   weights_.resize(std::max<size_t>(weights_.size(), n * heads));
   const float scale = static_cast<float>(
       1.0 / std::sqrt(static_cast<double>(dim)) / std::sqrt(static_cast<double>(heads)));
-  pool_.parallel_for(n, [&](int64_t i, int) {
-    for (int64_t h = 0; h < heads; h++) {
+  const int64_t groups = (heads + kHeadGroup - 1) / kHeadGroup;
+  pool_.parallel_for(n * groups, [&](int64_t unit, int) {
+    const int64_t i = unit / groups, first = unit % groups * kHeadGroup;
+    for (int64_t h = first; h < std::min(first + kHeadGroup, heads); h++) {
       const int64_t at = i * heads + h;
       float* head = q + at * dim;
       weights_[at] = weights[at] * scale;

@@ -42,6 +42,8 @@ struct IndexQuery {
   const float* weights;  ///< f32[n_heads]
 };
 
+constexpr int64_t kHeadGroup = 16;  // heads of one query that a task takes
+
 constexpr int kIndexPanel = 16;  // index rows scored together, one lane each
 
 struct OpsTable {
