@@ -44,7 +44,17 @@ def main() -> None:
         print(f"decode at {depth:6}: {speed[depth]:.2f} t/s, {s.nbytes / 1e6:.2f} MB of KV state")
     ratio = speed[a.depth] / speed[0]
     print(f"ratio {ratio:.3f}")
-    print(json.dumps({"benchmark": "bench_depth", "depth": a.depth, "fill": fill, "decode": speed, "ratio": ratio}))
+    print(
+        json.dumps(
+            {
+                "benchmark": "bench_depth",
+                "depth": a.depth,
+                "fill": fill,
+                "decode": speed,
+                "ratio": ratio,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
