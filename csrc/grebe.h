@@ -58,10 +58,10 @@ class Model : public std::enable_shared_from_this<Model> {
   const GgufFile& file() const;
   const ModelConfig& config() const;
   const ModelWeights& weights() const;
-  const Tokenizer* tokenizer() const;      ///< null when the file has none
-  const LoadOptions& options() const;      ///< as resolved: backend, threads and isa filled in
-  /// 64 hex digits; equal for equal weights and numbers. Large tensors are sampled, so that an 87 GB
-  /// file is identified in a moment: a file patched in place between the samples keeps its name.
+  const Tokenizer* tokenizer() const;  ///< null when the file has none
+  const LoadOptions& options() const;  ///< as resolved: backend, threads and isa filled in
+  /// 64 hex digits; equal for equal weights and numbers. Large tensors are sampled, so that an 87
+  /// GB file is identified in a moment: a file patched in place between the samples keeps its name.
   const std::string& fingerprint() const;
 
   /// n_ctx 0: config().max_context. Memory is taken as the session grows.

@@ -113,7 +113,8 @@ class Backend {
   virtual void release(void* memory, uint64_t bytes) noexcept = 0;
   virtual uint64_t scratch_bytes() const = 0;
 
-  // A step is recorded between begin() and commit(); wait() returns when it has run, or throws BackendError.
+  // A step is recorded between begin() and commit(); wait() returns when it has run, or throws
+  // BackendError.
   virtual void begin() = 0;
   virtual void commit() = 0;
   virtual void wait() = 0;
