@@ -300,7 +300,6 @@ def test_bench_formats(capsys):
 
 
 def test_bench_plot(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
     picture = tmp_path / "speed.png"
     assert (
         main(["bench", "--depths", "0", "--prefill", "8", "--decode", "1", "--plot", str(picture)])
