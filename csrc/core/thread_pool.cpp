@@ -62,16 +62,16 @@ void ThreadPool::run(int64_t n_tasks, TaskFn fn, void* ctx) {
   fn_ = fn;
   ctx_ = ctx;
   n_tasks_ = n_tasks;
-  next_task_.store(0, std::memory_order_relaxed);
-  n_working_.store(n_threads_ - 1, std::memory_order_relaxed);
+  n_done_.store(0, std::memory_order_relaxed);
+  n_unclaimed_.store(n_tasks, std::memory_order_release);
   epoch_.fetch_add(1, std::memory_order_seq_cst);
   if (n_parked_.load(std::memory_order_seq_cst) > 0) epoch_.notify_all();
   work(0);
-  for (int spin = 0; n_working_.load(std::memory_order_acquire) != 0; spin++) {
+  for (int spin = 0; n_done_.load(std::memory_order_acquire) != n_tasks; spin++) {
     if (spin < kSpins) {
       cpu_relax();
     } else {
-      std::this_thread::yield();  // a worker lost its core: give it ours
+      std::this_thread::yield();  // a worker lost its core inside a task: give it ours
     }
   }
   if (failed_.load(std::memory_order_relaxed)) {
@@ -82,15 +82,22 @@ void ThreadPool::run(int64_t n_tasks, TaskFn fn, void* ctx) {
   }
 }
 
+// A worker may come late, even into the next job: whatever it claims is a task of the job that is
+// running now, and fn_, ctx_ and n_tasks_ cannot change before it has counted the task as done.
 void ThreadPool::work(int thread) {
-  for (;;) {
-    const int64_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= n_tasks_) return;
+  int64_t left = n_unclaimed_.load(std::memory_order_relaxed);
+  while (left > 0) {
+    if (!n_unclaimed_.compare_exchange_weak(
+            left, left - 1, std::memory_order_acquire, std::memory_order_relaxed)) {
+      continue;
+    }
     try {
-      fn_(ctx_, task, thread);
+      fn_(ctx_, n_tasks_ - left, thread);
     } catch (...) {
       if (!failed_.exchange(true)) error_ = std::current_exception();
     }
+    n_done_.fetch_add(1, std::memory_order_release);
+    left = n_unclaimed_.load(std::memory_order_relaxed);
   }
 }
 
@@ -111,7 +118,6 @@ void ThreadPool::worker_main(int thread) {
     seen = epoch;
     if (stopping_.load()) return;
     work(thread);
-    n_working_.fetch_sub(1, std::memory_order_release);
   }
 }
 

@@ -1,9 +1,11 @@
 // A persistent pool of worker threads with spin-then-park barriers.
 //
 // One job at a time: parallel_for hands out task numbers from an atomic counter, the caller works
-// too, and returns when all tasks are done. Which thread runs which task never changes a result
-// (see docs/determinism.md): tasks write disjoint outputs. Workers spin for some tens of
-// microseconds after a job, since the next one usually follows at once, then park.
+// too, and returns when all tasks are done. It waits for tasks, never for workers: one that has
+// lost its core to another program holds nobody up unless it lost it inside a task. Which thread
+// runs which task never changes a result (see docs/determinism.md): tasks write disjoint outputs.
+// Workers spin for some tens of microseconds after a job, since the next one usually follows at
+// once, then park.
 #pragma once
 
 #include <atomic>
@@ -50,14 +52,13 @@ class ThreadPool {
   int pid_;  // of the process that has the threads
   std::vector<std::thread> threads_;
 
-  // The job. Written by run() before epoch_ is bumped, read by workers after they see the new
-  // epoch.
+  // The job. Written by run() before n_unclaimed_; read by who has claimed a task, which keeps it.
   TaskFn fn_ = nullptr;
   void* ctx_ = nullptr;
   int64_t n_tasks_ = 0;
-  alignas(64) std::atomic<int64_t> next_task_{0};
-  alignas(64) std::atomic<uint32_t> epoch_{0};
-  alignas(64) std::atomic<int32_t> n_working_{0};
+  alignas(64) std::atomic<int64_t> n_unclaimed_{0};
+  alignas(64) std::atomic<int64_t> n_done_{0};
+  alignas(64) std::atomic<uint32_t> epoch_{0};  ///< counts jobs; workers wait for it to change
   std::atomic<int32_t> n_parked_{0};
   std::atomic<bool> stopping_{false};
   std::atomic<bool> failed_{false};
