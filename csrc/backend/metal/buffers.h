@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <span>
+#include <string>
 
 #include "backend/metal/device.h"
 
@@ -28,16 +29,22 @@ class BufferTable {
   void release(void* memory) noexcept;
 
   /// Views of a mapped file: as many as needed, each at most max_buffer_bytes, overlapping by
-  /// `longest` (of any one tensor), so that every tensor lies whole in one of them.
+  /// `longest` (of any one tensor), so that every tensor lies whole in one of them. Throws
+  /// OutOfMemory with the numbers when the file does not fit the device's working set.
   void map_file(std::span<const uint8_t> file, uint64_t longest);
 
   /// The buffer that holds [data, data + n_bytes). Throws Error when there is none.
   Place find(const void* data, uint64_t n_bytes) const;
+  /// Bytes of all buffers, mapped files counted once.
+  uint64_t used_bytes() const { return used_; }
 
  private:
+  void require_room(uint64_t n_bytes, const std::string& what) const;
+
   Device& device_;
   std::map<uintptr_t, DeviceBuffer> memory_;  // by address
   std::map<uintptr_t, DeviceBuffer> views_;
+  uint64_t used_ = 0;
 };
 
 }  // namespace grebe::metal

@@ -5,11 +5,10 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <mutex>
 #include <span>
 #include <string>
-#include <utility>
+#include <unordered_map>
 #include <vector>
 
 #include "backend/metal/device.h"
@@ -21,20 +20,26 @@ const char* library_source(const std::string& name);
 
 class PipelineCache {
  public:
+  struct Pipeline {
+    uint32_t id = 0;
+    uint32_t max_threads = 0;  ///< of a threadgroup
+  };
+
   explicit PipelineCache(Device& device) : device_(device) {}
 
-  /// Throws BackendError with the compiler's message.
-  uint32_t pipeline(const char* library, const char* kernel, std::span<const Constant> constants);
-  /// Compiles libraries on several threads; what fails is reported when it is used.
+  /// By one thread at a time. Throws BackendError with the compiler's message.
+  Pipeline pipeline(const char* library, const char* kernel, std::span<const Constant> constants);
+  /// Compiles libraries side by side; what fails is reported when it is used.
   void compile(std::span<const char* const> libraries);
 
  private:
   uint32_t library(const std::string& name);
 
   Device& device_;
-  std::mutex mutex_;
-  std::map<std::string, uint32_t> libraries_;
-  std::map<std::string, uint32_t> pipelines_;  // by library, kernel and constants
+  std::mutex mutex_;  // guards libraries_
+  std::unordered_map<std::string, uint32_t> libraries_;
+  std::unordered_map<std::string, Pipeline> pipelines_;  // by library, kernel and constants
+  std::string key_;
 };
 
 }  // namespace grebe::metal

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <deque>
 #include <initializer_list>
 #include <span>
 #include <string>
@@ -87,8 +86,12 @@ class Recorder {
   void* scratch(uint64_t n_bytes);
 
   /// What has been recorded; a second call continues after a clear().
-  CommandList list(const char* label) const;
+  CommandList list(const char* label);
   void clear();
+  bool empty() const { return dispatches_.empty(); }
+  /// What comes may use the memory of scratch() again: barriers keep it apart from what went.
+  void reuse_scratch() { scratch_.rewind(); }
+  uint64_t arena_bytes() const { return tables_.n_bytes() + scratch_.n_bytes(); }
 
   struct Record {  // for tests and the table of the documentation
     std::string kernel;
@@ -98,6 +101,28 @@ class Recorder {
   const std::vector<Record>& records() const { return records_; }
 
  private:
+  // Memory handed out front to back, all of it again after rewind().
+  class Arena {
+   public:
+    void* take(BufferTable& buffers, uint64_t n_bytes);
+    void rewind() { i_chunk_ = 0, used_ = 0; }
+    void free(BufferTable& buffers);
+    uint64_t n_bytes() const { return n_bytes_; }
+
+   private:
+    static constexpr uint64_t kChunkBytes = uint64_t{1} << 20;
+    struct Chunk {
+      uint8_t* data;
+      uint64_t n_bytes;
+    };
+    std::vector<Chunk> chunks_;
+    size_t i_chunk_ = 0;
+    uint64_t used_ = 0, n_bytes_ = 0;
+  };
+
+  bool conflicts(const Builder::Range& range) const;
+  void* nothing();
+
   Device& device_;
   BufferTable& buffers_;
   PipelineCache& pipelines_;
@@ -106,11 +131,11 @@ class Recorder {
   std::vector<Binding> bindings_;
   std::vector<uint8_t> bytes_;
   std::unordered_map<uint32_t, bool> indirect_;  // buffer -> written
-  std::vector<Builder::Range> pending_;          // touched since the last barrier
+  std::vector<IndirectUse> indirect_list_;
+  std::vector<Builder::Range> pending_;  // touched since the last barrier
   std::vector<Record> records_;
-  struct Arena;
-  std::deque<Arena> arenas_;
-  mutable std::vector<IndirectUse> indirect_list_;
+  Arena tables_, scratch_;
+  void* nothing_ = nullptr;
 };
 
 }  // namespace grebe::metal
