@@ -45,9 +45,15 @@ struct StepInput {
   Logits logits = Logits::kLast;
 };
 
-/// Called between chunks with (tokens done, tokens to do); returning false cancels (the call throws
-/// Cancelled).
-using Progress = std::function<bool(int64_t done, int64_t total)>;
+/// What a long call tells its caller while it computes; either function cancels by returning false
+/// (the call throws Cancelled), and may be empty.
+struct Progress {
+  /// Called between chunks with (tokens done, tokens to do).
+  std::function<bool(int64_t done, int64_t total)> chunk;
+  /// Called between the layers of a chunk, at most every 50 ms, while the model is locked: it must
+  /// not use the model.
+  std::function<bool()> layer;
+};
 
 class Model : public std::enable_shared_from_this<Model> {
  public:
@@ -83,7 +89,8 @@ class Model : public std::enable_shared_from_this<Model> {
   friend class Session;
   Model();
   /// step() for sessions that the caller holds.
-  void run_step(std::span<const StepInput> inputs, std::vector<float>& logits);
+  void run_step(
+      std::span<const StepInput> inputs, std::vector<float>& logits, const Progress& progress = {});
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

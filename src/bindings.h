@@ -132,19 +132,19 @@ class Use {
   BoundSession* session_;
 };
 
-/// Runs f(progress) without the GIL. Between chunks the engine calls `progress`, which takes the
-/// GIL back, lets Python's signal handlers run (Ctrl-C) and calls on_progress(done, total) unless
-/// it is None. What either raises cancels the work and is raised here, after the engine has put the
-/// session into the state that it documents for Cancelled.
+/// Runs f(progress) without the GIL. Between layers and chunks the engine calls `progress`, which
+/// takes the GIL back and lets Python's signal handlers run (Ctrl-C); between chunks it also calls
+/// on_progress(done, total) unless that is None. What either raises cancels the work and is raised
+/// here, after the engine has put the session into the state that it documents for Cancelled.
 template <class F>
 auto compute(nb::handle on_progress, F&& f) -> std::invoke_result_t<F, const Progress&> {
   std::exception_ptr raised;
-  const Progress progress = [&](int64_t done, int64_t total) {
+  const auto call = [&](const auto& python) {
     if (is_exiting()) return false;
     const WithGil gil;
     try {
       if (PyErr_CheckSignals() != 0) throw nb::python_error();
-      if (!on_progress.is_none()) on_progress(done, total);
+      python();
       return true;
 #if defined(__GLIBCXX__)
     } catch (abi::__forced_unwind&) {  // the interpreter ended while the callback ran
@@ -155,6 +155,13 @@ auto compute(nb::handle on_progress, F&& f) -> std::invoke_result_t<F, const Pro
       return false;
     }
   };
+  Progress progress;
+  progress.chunk = [&](int64_t done, int64_t total) {
+    return call([&] {
+      if (!on_progress.is_none()) on_progress(done, total);
+    });
+  };
+  progress.layer = [&] { return call([] {}); };
   const auto run = [&] {
     const WithoutGil release;
     return f(progress);

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -109,15 +110,33 @@ class Backend {
   virtual std::string description() const = 0;  ///< "cpu: avx512, 2 threads"
 
   // Memory. allocate() returns zeroed, 64-byte aligned memory; throws OutOfMemory.
+  /// Announces the mapped files that weights point into, before the first op; `longest` is the size
+  /// of the largest tensor. Throws OutOfMemory when the device cannot hold them.
+  virtual void map_weights(std::span<const std::span<const uint8_t>> files, uint64_t longest) = 0;
+  /// Whether ops take any host pointer, or only those of allocate() and the mapped weights.
+  virtual bool takes_host_memory() const = 0;
   virtual void* allocate(uint64_t bytes, const char* what) = 0;
   virtual void release(void* memory, uint64_t bytes) noexcept = 0;
   virtual uint64_t scratch_bytes() const = 0;
 
   // A step is recorded between begin() and commit(); wait() returns when it has run, or throws
-  // BackendError.
-  virtual void begin() = 0;
+  // BackendError. When `interrupted` says so, flush() or wait() stops the step and throws
+  // Cancelled; what it wrote is then undefined. A begin() drops what was left by a step that threw.
+  using Interrupted = std::function<bool()>;
+  virtual void begin(Interrupted interrupted = {}) = 0;
+  /// Between layers: what has been recorded may start to run.
+  virtual void flush() = 0;
   virtual void commit() = 0;
   virtual void wait() = 0;
+
+  // A backend that records may record the step after this one while this one runs. The ops between
+  // begin_ahead() and end_ahead() are kept; commit_ahead() runs them in place of begin() ...
+  // commit(), drop_ahead() forgets them.
+  virtual bool can_record_ahead() const { return false; }
+  virtual void begin_ahead() {}
+  virtual void end_ahead() {}
+  virtual void commit_ahead() {}
+  virtual void drop_ahead() {}
 
   /// X[i, j, :] = w[tokens[i], :] for all streams j. X f32[n, n_streams, hidden] [4.1].
   virtual void embed(
@@ -159,10 +178,11 @@ class Backend {
   };
   virtual void matmul(std::span<const Product> products, int64_t n) = 0;
 
-  /// x = rms_norm(x) * weight, rows of `width` floats, in place.
+  /// x = rms_norm(x) * weight, rows of `width` floats, in place. A backend may leave it to the
+  /// matmul that follows: then x itself stays as it was.
   virtual void rms_norm(float* x, const float* weight, int64_t n, int64_t width, float eps) = 0;
   /// Query heads [4.6.2]: each head rms-normalised without weight, then rotated. q f32[n, n_heads,
-  /// head_dim], in place.
+  /// head_dim], in place. A backend may leave it to the attention over the same q.
   virtual void q_norm_rope(
       float* q, const RopeTable& rope, int64_t n, int32_t n_heads, int32_t head_dim, float eps) = 0;
   /// Raw KV rows [4.6.3]: norm, rotate, round, pack. kv f32[n, head_dim] -> u8[n, row_bytes].

@@ -395,6 +395,7 @@ const std::string& GgufFile::path() const { return impl_->files[0].path(); }
 uint32_t GgufFile::version() const { return impl_->version; }
 int GgufFile::n_shards() const { return static_cast<int>(impl_->files.size()); }
 const std::string& GgufFile::shard_path(int shard) const { return impl_->files[shard].path(); }
+const MappedFile& GgufFile::shard(int shard) const { return impl_->files[shard]; }
 const std::vector<GgufKey>& GgufFile::keys() const { return impl_->keys; }
 const std::vector<GgufTensor>& GgufFile::tensors() const { return impl_->tensors; }
 

@@ -92,6 +92,7 @@ class GgufFile {
   uint64_t file_bytes() const;  ///< of all shards
   int n_shards() const;
   const std::string& shard_path(int shard) const;
+  const MappedFile& shard(int shard) const;
 
   /// Of the first file; other shards only carry their split.* numbers.
   const std::vector<GgufKey>& keys() const;

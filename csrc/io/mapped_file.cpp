@@ -1,6 +1,9 @@
 // Mapping of a whole file. Pages are read when they are touched: the kernel's default read-ahead
 // suits both the directory at the front and expert matrices of a megabyte, so no advice is given
 // here.
+//
+// The mapping begins at a multiple of kAlignment and its address range reaches to the next one
+// after the file, because a GPU takes views of whole pages of its own size.
 #include "io/mapped_file.h"
 
 #include <fcntl.h>
@@ -31,13 +34,37 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   if (!S_ISREG(status.st_mode)) throw FormatError(path, 0, "not a regular file");
   if (status.st_size <= 0) throw FormatError(path, 0, "the file is empty");
   size_ = static_cast<uint64_t>(status.st_size);
-  void* address = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
-  if (address == MAP_FAILED) fail("map", errno);
-  data_ = static_cast<const uint8_t*>(address);
+  const uint64_t reserved = mapped_size();
+  void* range = ::mmap(
+      nullptr,
+      reserved + kAlignment,
+      PROT_READ,
+      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+      -1,
+      0);
+  if (range == MAP_FAILED) fail("map", errno);
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(range);
+  const uintptr_t aligned = (begin + kAlignment - 1) / kAlignment * kAlignment;
+  const auto unmap = [](uintptr_t first, uintptr_t end) {
+    if (end > first) ::munmap(reinterpret_cast<void*>(first), end - first);
+  };
+  unmap(begin, aligned);
+  unmap(aligned + reserved, begin + reserved + kAlignment);
+  if (::mmap(reinterpret_cast<void*>(aligned), size_, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) ==
+      MAP_FAILED) {
+    const int error = errno;
+    unmap(aligned, aligned + reserved);
+    fail("map", error);
+  }
+  data_ = reinterpret_cast<const uint8_t*>(aligned);
 }
 
 MappedFile::~MappedFile() {
-  if (data_) ::munmap(const_cast<uint8_t*>(data_), size_);
+  if (data_) ::munmap(const_cast<uint8_t*>(data_), mapped_size());
+}
+
+uint64_t MappedFile::mapped_size() const {
+  return (size_ + kAlignment - 1) / kAlignment * kAlignment;
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept

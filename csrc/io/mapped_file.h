@@ -19,6 +19,12 @@ class MappedFile {
   const std::string& path() const { return path_; }
   const uint8_t* data() const { return data_; }
   uint64_t size() const { return size_; }
+  /// Addresses reserved from data() on: size() rounded up to kAlignment. What lies after the file
+  /// reads as zero or not at all.
+  uint64_t mapped_size() const;
+
+  /// Of data(): the page of an Apple GPU, a multiple of every CPU page in use.
+  static constexpr uint64_t kAlignment = 16384;
 
  private:
   std::string path_;

@@ -33,6 +33,7 @@ struct Forward::Scratch {
   float *row_cos[2], *row_sin[2];  // rows finished in this step, ratio 4 and 128
   int32_t* logit_rows;             // [n]
   float* hidden;                   // [kLogitRows, D]
+  DeviceMemory logits;             // [n_logits, vocab], for backends that need memory of their own
 };
 
 struct Forward::Step {
@@ -43,9 +44,11 @@ struct Forward::Step {
     int64_t row_begin[2];  // into row_cos / pooled, ratio 4 and 128
     int64_t rows_before[2], rows_done[2];
     bool select;  // more visible index rows than top_k at the end of the segment
+    int64_t n_logits;
   };
   std::vector<Part> parts;
   int64_t n = 0;
+  int64_t n_logits = 0;
   int64_t n_finished[2] = {0, 0};
   bool any_select = false;
 };
@@ -128,8 +131,36 @@ const float* Forward::upload(const Vec& v) {
   return uploads_.back().as<float>();
 }
 
-void Forward::ensure_scratch(int64_t n_rows, int64_t n_segments) {
-  if (scratch_ && scratch_->n_rows >= n_rows && scratch_->n_segments >= n_segments) return;
+void Forward::ensure_scratch(const Step& step) {
+  int64_t n_rows = step.n, n_segments = static_cast<int64_t>(step.parts.size());
+  if (!scratch_ || scratch_->n_rows < n_rows || scratch_->n_segments < n_segments) {
+    allocate_scratch(n_rows, n_segments);
+  }
+  Scratch& s = *scratch_;
+  const auto grow = [&](DeviceMemory& memory, uint64_t bytes, const char* what) {
+    if (memory.bytes() >= bytes) return;
+    forget_ahead();
+    memory = {};
+    memory = DeviceMemory(backend_, bytes, what);
+  };
+  // Only when some history is longer than top_k rows, so a file cannot ask for more than its users'
+  // tokens justify.
+  if (step.any_select) {
+    grow(s.selected, sizeof(int32_t) * s.n_rows * config_.index_top_k, "index selections");
+  }
+  if (!backend_.takes_host_memory()) {
+    grow(s.logits, sizeof(float) * step.n_logits * weights_.output.n_out, "logits");
+  }
+}
+
+void Forward::forget_ahead() {
+  if (ahead_.empty()) return;
+  ahead_.clear();
+  backend_.drop_ahead();
+}
+
+void Forward::allocate_scratch(int64_t n_rows, int64_t n_segments) {
+  forget_ahead();
   if (scratch_) {
     n_rows = std::max(n_rows, scratch_->n_rows);
     n_segments = std::max(n_segments, scratch_->n_segments);
@@ -183,13 +214,23 @@ void Forward::ensure_scratch(int64_t n_rows, int64_t n_segments) {
   scratch_ = std::move(s);
 }
 
-void Forward::run(std::span<const ForwardInput> inputs, float* logits) {
+// The step of these inputs, or the one that appends one token more to each of them.
+Forward::Step Forward::plan(std::span<const ForwardInput> inputs, bool ahead) const {
   Step step;
   for (const ForwardInput& in : inputs) {
+    const int64_t n = static_cast<int64_t>(in.tokens.size());
     Step::Part part{};
     part.kv = in.kv;
-    for (const auto& c : in.checkpoints) part.checkpoints.push_back({c->pos, c->pools.as<float>()});
-    part.segment = {step.n, static_cast<int64_t>(in.tokens.size()), in.kv->pos()};
+    if (ahead) {
+      part.segment = {step.n, 1, in.kv->pos() + n};
+      part.n_logits = 1;
+    } else {
+      part.segment = {step.n, n, in.kv->pos()};
+      part.n_logits = in.n_logits;
+      for (const auto& c : in.checkpoints) {
+        part.checkpoints.push_back({c->pos, c->pools.as<float>()});
+      }
+    }
     const int64_t end = part.segment.pos + part.segment.n;
     for (int k = 0; k < 2; k++) {
       part.rows_before[k] = part.segment.pos / kRatios[k];
@@ -200,18 +241,17 @@ void Forward::run(std::span<const ForwardInput> inputs, float* logits) {
     part.select = end / 4 > config_.index_top_k;
     step.any_select |= part.select;
     step.n += part.segment.n;
+    step.n_logits += part.n_logits;
     step.parts.push_back(part);
   }
-  ensure_scratch(step.n, static_cast<int64_t>(inputs.size()));
+  return step;
+}
+
+// What the recorded ops read beside weights and state: tokens, rotations, rows with logits.
+void Forward::fill_tables(const Step& step, std::span<const ForwardInput> inputs) {
   Scratch& s = *scratch_;
-  // Only when some history is longer than top_k rows, so a file cannot ask for more than its users'
-  // tokens justify.
-  if (step.any_select && s.selected.bytes() < sizeof(int32_t) * step.n * config_.index_top_k) {
-    s.selected = {};
-    s.selected = DeviceMemory(
-        backend_, sizeof(int32_t) * s.n_rows * config_.index_top_k, "index selections");
-  }
   const int64_t half = config_.rope_dim / 2;
+  int64_t n_logits = 0;
   for (size_t i = 0; i < inputs.size(); i++) {
     const Step::Part& part = step.parts[i];
     std::copy(inputs[i].tokens.begin(), inputs[i].tokens.end(), s.tokens + part.segment.row);
@@ -231,32 +271,88 @@ void Forward::run(std::span<const ForwardInput> inputs, float* logits) {
             s.row_sin[k] + at);
       }
     }
+    for (int64_t t = part.segment.n - part.n_logits; t < part.segment.n; t++) {
+      s.logit_rows[n_logits++] = static_cast<int32_t>(part.segment.row + t);
+    }
   }
+}
 
-  backend_.begin();
-  backend_.embed(weights_.token_embd, s.tokens, step.n, config_.hc_mult, s.X);
-  for (int32_t i = 0; i < config_.n_layers; i++) {
-    attention_layer(step, i);
-    feed_forward_layer(step, i);
+void Forward::run(
+    std::span<const ForwardInput> inputs, float* logits, Backend::Interrupted interrupted) {
+  const Step step = plan(inputs, false);
+  ensure_scratch(step);
+  Scratch& s = *scratch_;
+  fill_tables(step, inputs);
+  float* out = backend_.takes_host_memory() ? logits : s.logits.as<float>();
+  if (recorded_ahead(inputs)) {
+    ahead_.clear();
+    backend_.commit_ahead();
+  } else {
+    ahead_.clear();
+    backend_.begin(std::move(interrupted));
+    record(step, out);
+    backend_.commit();
   }
-  output_logits(step, inputs, logits);
-  backend_.commit();
+  record_ahead(inputs);
   backend_.wait();
 
   // Numbers that are not finite would poison the cache: refuse the step before anything is
   // accepted.
   const int64_t width = int64_t{config_.hc_mult} * config_.hidden_size;
+  const int64_t vocab = weights_.output.n_out;
   for (int64_t i = 0; i < step.n; i++)
     require_finite(s.X + i * width, width, "a hidden state", s.tokens[i]);
-  for (size_t i = 0; i < inputs.size(); i++) {
-    for (int64_t r = 0; r < inputs[i].n_logits; r++, logits += weights_.output.n_out) {
-      require_finite(
-          logits,
-          weights_.output.n_out,
-          "a row of logits",
-          inputs[i].tokens[inputs[i].tokens.size() - inputs[i].n_logits + r]);
-    }
+  for (int64_t i = 0; i < step.n_logits; i++)
+    require_finite(out + i * vocab, vocab, "a row of logits", s.tokens[s.logit_rows[i]]);
+  if (out != logits) std::memcpy(logits, out, sizeof(float) * step.n_logits * vocab);
+}
+
+void Forward::record(const Step& step, float* logits) {
+  Scratch& s = *scratch_;
+  backend_.embed(weights_.token_embd, s.tokens, step.n, config_.hc_mult, s.X);
+  for (int32_t i = 0; i < config_.n_layers; i++) {
+    attention_layer(step, i);
+    feed_forward_layer(step, i);
+    backend_.flush();
   }
+  output_logits(step, logits);
+}
+
+// After a step of single tokens most likely comes another one of the same sessions: its ops are
+// recorded while the device runs this one. Not where the next token needs new memory (a block, a
+// checkpoint).
+void Forward::record_ahead(std::span<const ForwardInput> inputs) {
+  constexpr size_t kMaxSessions = 8;
+  if (!backend_.can_record_ahead() || inputs.size() > kMaxSessions) return;
+  for (const ForwardInput& in : inputs) {
+    const int64_t next = in.kv->pos() + 1;
+    if (in.tokens.size() != 1 || in.n_logits != 1) return;
+    if (next % kBlockTokens == 0 || (next + 1) % kCheckpointTokens == 0) return;
+  }
+  const Step step = plan(inputs, true);
+  try {
+    ensure_scratch(step);
+    backend_.begin_ahead();
+    record(step, scratch_->logits.as<float>());
+    backend_.end_ahead();
+    for (const ForwardInput& in : inputs) ahead_.push_back({in.kv->stamp(), in.kv->pos() + 1});
+  } catch (const std::exception&) {  // the step itself, when it comes, says why
+    ahead_.clear();
+    backend_.drop_ahead();
+  }
+}
+
+bool Forward::recorded_ahead(std::span<const ForwardInput> inputs) const {
+  return !ahead_.empty() && std::equal(
+                                inputs.begin(),
+                                inputs.end(),
+                                ahead_.begin(),
+                                ahead_.end(),
+                                [](const ForwardInput& in, const Expected& expected) {
+                                  return in.kv->stamp() == expected.stamp &&
+                                         in.kv->pos() == expected.pos && in.tokens.size() == 1 &&
+                                         in.n_logits == 1 && in.checkpoints.empty();
+                                });
 }
 
 void Forward::attention_layer(const Step& step, int32_t i) {
@@ -461,18 +557,11 @@ void Forward::feed_forward_layer(const Step& step, int32_t i) {
   backend_.hc_post(s.X, s.y, s.post, s.comb, n, c.hc_mult, c.hidden_size);
 }
 
-void Forward::output_logits(const Step& step, std::span<const ForwardInput> inputs, float* logits) {
+void Forward::output_logits(const Step& step, float* logits) {
   Scratch& s = *scratch_;
-  int64_t n = 0;
-  for (size_t i = 0; i < inputs.size(); i++) {
-    const Segment& segment = step.parts[i].segment;
-    for (int64_t t = segment.n - inputs[i].n_logits; t < segment.n; t++) {
-      s.logit_rows[n++] = static_cast<int32_t>(segment.row + t);
-    }
-  }
   const Weight& w = weights_.output;
-  for (int64_t first = 0; first < n; first += kLogitRows) {
-    const int64_t count = std::min(kLogitRows, n - first);
+  for (int64_t first = 0; first < step.n_logits; first += kLogitRows) {
+    const int64_t count = std::min(kLogitRows, step.n_logits - first);
     backend_.hc_head(head_, s.X, s.logit_rows + first, count, s.hidden);
     const Backend::Product product{
         &w, 0, w.n_out, s.hidden, w.n_in, logits + first * w.n_out, w.n_out};

@@ -36,8 +36,10 @@ class Forward {
       const KvLayout& layout);
 
   /// Runs the step and writes logits f32[sum of n_logits, vocab]. Throws BackendError when a number
-  /// is not finite; sessions are as before on any throw.
-  void run(std::span<const ForwardInput> inputs, float* logits);
+  /// is not finite, Cancelled when `interrupted` says so between two layers; sessions are as before
+  /// on any throw.
+  void run(
+      std::span<const ForwardInput> inputs, float* logits, Backend::Interrupted interrupted = {});
   /// Takes the last run's window rows and pooling state over into input i's session.
   void accept(std::span<const ForwardInput> inputs);
 
@@ -54,11 +56,18 @@ class Forward {
   struct Step;
 
   const float* upload(const Vec& v);
-  void ensure_scratch(int64_t n_rows, int64_t n_segments);
+  Step plan(std::span<const ForwardInput> inputs, bool ahead) const;
+  void ensure_scratch(const Step& step);
+  void allocate_scratch(int64_t n_rows, int64_t n_segments);
+  void fill_tables(const Step& step, std::span<const ForwardInput> inputs);
+  void record(const Step& step, float* logits);
+  void record_ahead(std::span<const ForwardInput> inputs);
+  void forget_ahead();
+  bool recorded_ahead(std::span<const ForwardInput> inputs) const;
   void attention_layer(const Step& step, int32_t i_layer);
   void feed_forward_layer(const Step& step, int32_t i_layer);
   void compress(const Step& step, int32_t i_layer);
-  void output_logits(const Step& step, std::span<const ForwardInput> inputs, float* logits);
+  void output_logits(const Step& step, float* logits);
 
   Backend& backend_;
   const ModelConfig& config_;
@@ -70,6 +79,11 @@ class Forward {
   std::vector<float> frequencies_[2];  // plain, compressed
   std::shared_ptr<Scratch> scratch_;
   uint64_t scratch_bytes_ = 0;
+  struct Expected {  // an input of the step recorded ahead
+    uint64_t stamp;
+    int64_t pos;
+  };
+  std::vector<Expected> ahead_;  // empty: none
 };
 
 }  // namespace grebe

@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "grebe.h"
 #include "model/fingerprint.h"
@@ -64,6 +65,13 @@ std::shared_ptr<Model> Model::load(const std::string& path, const LoadOptions& o
   const bool exact = options.kernels == "exact";
   m.backend = make_backend(options.backend, {options.n_threads, exact, options.isa});
   m.options.backend = m.backend->name();
+  std::vector<std::span<const uint8_t>> mappings;
+  for (int i = 0; i < m.file->n_shards(); i++) {
+    mappings.emplace_back(m.file->shard(i).data(), m.file->shard(i).size());
+  }
+  uint64_t longest = 0;
+  for (const GgufTensor& t : m.file->tensors()) longest = std::max(longest, t.n_bytes);
+  m.backend->map_weights(mappings, longest);
   m.options.n_threads = options.n_threads > 0 ? options.n_threads : usable_cores();
   if (m.options.backend == "cpu") m.options.isa = isa_name(choose_isa(options.isa));
   m.layout = std::make_unique<KvLayout>(m.config, options.kv_rounding == "official", exact);
@@ -143,9 +151,22 @@ std::vector<int64_t> checkpoint_positions(int64_t begin, int64_t end) {
   return out;
 }
 
+// Asks progress.layer now and then: it may take the interpreter's lock.
+Backend::Interrupted interruption(const Progress& progress) {
+  if (!progress.layer) return {};
+  using Clock = std::chrono::steady_clock;
+  return [&progress, last = Clock::now()]() mutable {
+    const Clock::time_point now = Clock::now();
+    if (now - last < std::chrono::milliseconds(50)) return false;
+    last = now;
+    return !progress.layer();
+  };
+}
+
 }  // namespace
 
-void Model::run_step(std::span<const StepInput> inputs, std::vector<float>& logits) {
+void Model::run_step(
+    std::span<const StepInput> inputs, std::vector<float>& logits, const Progress& progress) {
   impl_->require_own_process();
   int64_t n_rows = 0, n_logits = 0;
   for (const StepInput& in : inputs) {
@@ -180,7 +201,7 @@ void Model::run_step(std::span<const StepInput> inputs, std::vector<float>& logi
   logits.resize(before + n_logits * vocab);
   try {
     std::lock_guard lock(impl_->mutex);
-    impl_->forward->run(forward, logits.data() + before);
+    impl_->forward->run(forward, logits.data() + before, interruption(progress));
     impl_->forward->accept(forward);
     impl_->scratch_bytes = impl_->forward->scratch_bytes() + impl_->backend->scratch_bytes();
   } catch (...) {

@@ -1,6 +1,7 @@
 #include "session/kv_state.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -69,6 +70,11 @@ KvState::KvState(Backend& backend, const KvLayout& layout)
   clear_pools(layout, pools());
 }
 
+uint64_t KvState::next_stamp() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
 KvState KvState::fork() const {
   KvState copy(*backend_, *layout_);
   std::memcpy(copy.ring_.data(), ring_.data(), ring_.bytes());
@@ -104,6 +110,7 @@ void KvState::reserve(int64_t n) {
   table_->bases.reserve(end);
   for (size_t i = first; i < end; i++) {
     if (i < table_->blocks.size() && sole_owner(table_->blocks[i])) continue;
+    stamp_ = next_stamp();
     std::shared_ptr<DeviceMemory> block = fresh();
     if (i < table_->blocks.size()) {
       std::memcpy(block->data(), table_->blocks[i]->data(), layout_->block_bytes);
@@ -196,6 +203,7 @@ void KvState::add_checkpoint(std::shared_ptr<const Checkpoint> checkpoint) {
 }
 
 void KvState::truncate(int64_t pos) {
+  stamp_ = next_stamp();
   const size_t blocks = (pos + kBlockTokens - 1) / kBlockTokens;
   if (blocks < table_->blocks.size()) {
     own_table();

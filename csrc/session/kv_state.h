@@ -88,6 +88,9 @@ class KvState {
   KvState& operator=(KvState&&) = default;
 
   int64_t pos() const { return pos_; }
+  /// A number that no other state has, and that changes whenever memory of this one moves. A step
+  /// recorded ahead is good for the same stamp and position.
+  uint64_t stamp() const { return stamp_; }
   uint64_t n_bytes() const;
   uint64_t checkpoint_bytes() const;
   /// Shares the history; copies window, triples and the list of checkpoints.
@@ -131,10 +134,12 @@ class KvState {
   };
   void own_table();
   void truncate(int64_t pos);
+  static uint64_t next_stamp();
 
   Backend* backend_;
   const KvLayout* layout_;
   int64_t pos_ = 0;
+  uint64_t stamp_ = next_stamp();
   std::shared_ptr<BlockTable> table_;
   DeviceMemory ring_;
   DeviceMemory pools_;

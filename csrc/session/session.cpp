@@ -59,9 +59,9 @@ void Session::append(
         : done + n == total ? StepInput::Logits::kLast
                             : StepInput::Logits::kNone};
     last.clear();
-    model()->run_step({&in, 1}, all ? *all : last);
+    model()->run_step({&in, 1}, all ? *all : last, progress);
     done += n;
-    if (progress && !progress(done, total) && done < total) {
+    if (progress.chunk && !progress.chunk(done, total) && done < total) {
       throw Cancelled(
           "cancelled after " + std::to_string(done) + " of " + std::to_string(total) + " tokens");
     }

@@ -16,7 +16,7 @@ ISAS = engine.available_isas()
 
 @pytest.fixture(params=ISAS)
 def ops(request: pytest.FixtureRequest) -> grebe._engine.BackendOps:
-    return engine.BackendOps(request.param, 2)
+    return engine.BackendOps("cpu", request.param, 2)
 
 
 @pytest.mark.parametrize(("kind", "compressed"), [("main", False), ("compress", True)])

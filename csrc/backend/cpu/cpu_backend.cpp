@@ -94,7 +94,17 @@ class CpuBackend final : public Backend {
            sizeof(float) * (mix_.capacity() + scratch_.capacity());
   }
 
-  void begin() override { fault_ = nullptr; }
+  void map_weights(std::span<const std::span<const uint8_t>>, uint64_t) override {}
+  bool takes_host_memory() const override { return true; }
+
+  void begin(Interrupted interrupted) override {
+    fault_ = nullptr;
+    indexer_.take_fault();
+    interrupted_ = std::move(interrupted);
+  }
+  void flush() override {
+    if (interrupted_ && interrupted_()) throw Cancelled("cancelled between two layers");
+  }
   void commit() override {}
   void wait() override {
     const char* op = indexer_.take_fault() ? "index_select" : fault_.load();
@@ -480,6 +490,7 @@ class CpuBackend final : public Backend {
   const OpsTable& ops_;
   Matmul matmul_;
   Indexer indexer_;
+  Interrupted interrupted_;
   std::atomic<const char*> fault_{nullptr};  // op of the step that met a number that is not finite
   std::vector<MatmulTask> tasks_;
   std::vector<float> mix_, scratch_;

@@ -33,12 +33,14 @@ void BufferTable::require_room(uint64_t n_bytes, const std::string& what) const 
   throw OutOfMemory(
       "out of GPU memory: " + what + " needs " + gib(n_bytes) + ", " + gib(used_) +
           " are in use, and the budget is " + gib(budget) + " (the device recommends at most " +
-          gib(limit) + "). Use a smaller quantization or context, or raise the limit: sudo sysctl " +
+          gib(limit) +
+          "). Use a smaller quantization or context, or raise the limit: sudo sysctl " +
           "iogpu.wired_limit_mb=" + std::to_string((used_ + n_bytes + kReserve) >> 20),
       n_bytes);
 }
 
 void* BufferTable::allocate(uint64_t n_bytes, const char* what) {
+  std::lock_guard lock(mutex_);
   n_bytes = std::max<uint64_t>(n_bytes, 16);
   require_room(n_bytes, what);
   DeviceBuffer buffer;
@@ -60,6 +62,7 @@ void* BufferTable::allocate(uint64_t n_bytes, const char* what) {
 }
 
 void BufferTable::release(void* memory) noexcept {
+  std::lock_guard lock(mutex_);
   const auto at = memory_.find(reinterpret_cast<uintptr_t>(memory));
   if (at == memory_.end()) return;
   used_ -= at->second.n_bytes;
@@ -68,6 +71,7 @@ void BufferTable::release(void* memory) noexcept {
 }
 
 void BufferTable::map_file(std::span<const uint8_t> file, uint64_t longest) {
+  std::lock_guard lock(mutex_);
   const DeviceInfo& info = device_.info();
   const uint64_t page = info.page_bytes, n_bytes = round_up(file.size(), page);
   require_room(n_bytes, "the model file");
@@ -95,6 +99,7 @@ void BufferTable::map_file(std::span<const uint8_t> file, uint64_t longest) {
 }
 
 BufferTable::Place BufferTable::find(const void* data, uint64_t n_bytes) const {
+  std::lock_guard lock(mutex_);
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
   for (const auto* table : {&memory_, &views_}) {
     // Views overlap: the last one that begins at or before the address reaches furthest.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <span>
 #include <string>
 
@@ -11,6 +12,7 @@
 
 namespace grebe::metal {
 
+/// Thread-safe: sessions come and go while another one's step is recorded.
 class BufferTable {
  public:
   struct Place {
@@ -36,12 +38,16 @@ class BufferTable {
   /// The buffer that holds [data, data + n_bytes). Throws Error when there is none.
   Place find(const void* data, uint64_t n_bytes) const;
   /// Bytes of all buffers, mapped files counted once.
-  uint64_t used_bytes() const { return used_; }
+  uint64_t used_bytes() const {
+    std::lock_guard lock(mutex_);
+    return used_;
+  }
 
  private:
   void require_room(uint64_t n_bytes, const std::string& what) const;
 
   Device& device_;
+  mutable std::mutex mutex_;
   std::map<uintptr_t, DeviceBuffer> memory_;  // by address
   std::map<uintptr_t, DeviceBuffer> views_;
   uint64_t used_ = 0;

@@ -81,7 +81,8 @@ struct CommandList {
   const char* label = "";
 };
 
-/// A Metal device. Thread-safe: new_library and new_pipeline; the rest by one thread at a time.
+/// A Metal device. Command buffers are encoded, committed and waited for by one thread at a time;
+/// buffers, libraries and pipelines may be made and freed by any thread meanwhile.
 class Device {
  public:
   virtual ~Device() = default;

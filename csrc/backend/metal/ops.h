@@ -19,7 +19,8 @@ struct InputNorm {
   float eps = 0;
 };
 
-void embed(Recorder& r, const Weight& w, const int32_t* tokens, int64_t n, int32_t n_streams, float* X);
+void embed(
+    Recorder& r, const Weight& w, const int32_t* tokens, int64_t n, int32_t n_streams, float* X);
 /// `norm` applies to every x of the products (all have the same).
 void matmul(
     Recorder& r, std::span<const Backend::Product> products, int64_t n, const InputNorm& norm = {});
@@ -59,8 +60,7 @@ void hc_pre(
     float* x,
     float* post,
     float* comb);
-void hc_post(
-    Recorder& r, float* X, const HcPost& p, int64_t n, int32_t n_streams, int64_t hidden);
+void hc_post(Recorder& r, float* X, const HcPost& p, int64_t n, int32_t n_streams, int64_t hidden);
 void hc_head(
     Recorder& r, const Backend::HcPre& p, const float* X, const int32_t* rows, int64_t n, float* x);
 

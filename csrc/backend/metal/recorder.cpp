@@ -101,9 +101,8 @@ void Recorder::Builder::run(
   dispatch_.first_binding = static_cast<uint32_t>(r.bindings_.size());
   dispatch_.n_bindings = static_cast<uint32_t>(bindings_.size());
   r.bindings_.insert(r.bindings_.end(), bindings_.begin(), bindings_.end());
-  dispatch_.barrier = std::any_of(ranges_.begin(), ranges_.end(), [&](const Range& range) {
-    return r.conflicts(range);
-  });
+  dispatch_.barrier = std::any_of(
+      ranges_.begin(), ranges_.end(), [&](const Range& range) { return r.conflicts(range); });
   if (dispatch_.barrier) r.pending_.clear();
   r.pending_.insert(r.pending_.end(), ranges_.begin(), ranges_.end());
   r.dispatches_.push_back(dispatch_);

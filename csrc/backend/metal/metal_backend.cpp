@@ -1,0 +1,526 @@
+#include "backend/metal/metal_backend.h"
+
+#include <algorithm>
+#include <deque>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "backend/metal/device_loader.h"
+#include "backend/metal/ops.h"
+#include "core/error.h"
+
+namespace grebe::metal {
+namespace {
+
+// Up to this many rows a step is bound by reading weights once, and small ops are worth joining
+// with their neighbours; beyond it each row's own work dominates.
+constexpr int64_t kFewRows = 8;
+
+// Steps of more rows than this are handed over a layer at a time, so that the device starts while
+// the rest is recorded and an interrupt waits for at most kMaxInFlight layers.
+constexpr int64_t kSplitRows = 32;
+constexpr size_t kMaxInFlight = 2;
+constexpr uint64_t kPollMs = 20;
+
+constexpr const char* kLibraries[] = {
+    "embed",
+    "hyper_connection",
+    "matvec",
+    "matmul",
+    "norm",
+    "route",
+    "rows",
+    "indexer",
+    "attention_decode",
+    "attention_prefill",
+    "moe"};
+
+class MetalBackend final : public Backend {
+ public:
+  MetalBackend(std::unique_ptr<Device> device, bool exact)
+      : device_(std::move(device)), buffers_(*device_), pipelines_(*device_), exact_(exact) {
+    pipelines_.compile(kLibraries);
+  }
+  ~MetalBackend() override {
+    drain();
+    drop_ahead();
+  }
+
+  std::string name() const override { return "metal"; }
+  std::string description() const override { return std::string("metal: ") + device_->info().name; }
+
+  void* allocate(uint64_t bytes, const char* what) override {
+    return buffers_.allocate(bytes, what);
+  }
+  void release(void* memory, uint64_t) noexcept override { buffers_.release(memory); }
+  uint64_t scratch_bytes() const override {
+    uint64_t n = 0;
+    for (const auto& r : all_) n += r->arena_bytes();
+    return n;
+  }
+  void map_weights(std::span<const std::span<const uint8_t>> files, uint64_t longest) override {
+    for (const auto& file : files) buffers_.map_file(file, longest);
+  }
+  bool takes_host_memory() const override { return false; }
+
+  // ---- a step
+
+  void begin(Interrupted interrupted) override {
+    drain();
+    drop_ahead();
+    start_recording();
+    interrupted_ = std::move(interrupted);
+  }
+
+  void flush() override {
+    check_interrupted();
+    if (rows_ <= kSplitRows || recording_ahead_) {
+      recorder_->reuse_scratch();
+      return;
+    }
+    submit("prefill");
+    while (in_flight_.size() > kMaxInFlight) wait_for_first();
+    recorder_ = take_recorder();
+  }
+
+  void commit() override {
+    settle();
+    submit(rows_ <= kSplitRows ? "decode" : "prefill");
+  }
+
+  void wait() override {
+    while (!in_flight_.empty()) wait_for_first();
+  }
+
+  bool can_record_ahead() const override { return true; }
+  void begin_ahead() override {
+    drop_ahead();
+    start_recording();
+    recording_ahead_ = true;
+  }
+  void end_ahead() override {
+    settle();
+    recording_ahead_ = false;
+    ahead_ = {encode("decode"), std::exchange(recorder_, nullptr)};
+  }
+  void commit_ahead() override {
+    Flight flight = std::exchange(ahead_, {});
+    commit_flight(flight);
+  }
+  void drop_ahead() override {
+    recording_ahead_ = false;
+    if (!ahead_.recorder) return;
+    device_->discard(ahead_.command_buffer);
+    give_back(std::exchange(ahead_, {}).recorder);
+  }
+
+  // ---- ops
+
+  void embed(
+      const Weight& w, const int32_t* tokens, int64_t n, int32_t n_streams, float* X) override {
+    settle();
+    rows_ = n;
+    metal::embed(*recorder_, w, tokens, n, n_streams, X);
+  }
+
+  void hc_pre(
+      const HcPre& p, const float* X, int64_t n, float* x, float* post, float* comb) override {
+    HcPost previous;
+    if (post_ && post_->X == X && post_->n == n && post_->n_streams == p.n_streams &&
+        post_->hidden == p.hidden) {
+      previous = std::exchange(post_, {})->p;
+    }
+    settle();
+    metal::hc_pre(*recorder_, p, const_cast<float*>(X), previous, n, x, post, comb);
+  }
+
+  void hc_post(
+      float* X,
+      const float* y,
+      const float* post,
+      const float* comb,
+      int64_t n,
+      int32_t n_streams,
+      int64_t hidden) override {
+    settle();
+    post_ = PostOp{X, {y, post, comb}, n, n_streams, hidden};
+  }
+
+  void hc_head(const HcPre& p, const float* X, const int32_t* rows, int64_t n, float* x) override {
+    settle();
+    metal::hc_head(*recorder_, p, X, rows, n, x);
+  }
+
+  void matmul(std::span<const Product> products, int64_t n) override {
+    InputNorm norm;
+    const bool fits =
+        norm_ && norm_->n == n &&
+        std::all_of(products.begin(), products.end(), [&](const Product& p) {
+          return p.x == norm_->x && p.x_stride == norm_->width && p.w->n_in == norm_->width;
+        });
+    if (fits) {
+      norm = {norm_->weight, norm_->eps};
+      norm_.reset();
+    }
+    settle();
+    metal::matmul(*recorder_, products, n, norm);
+  }
+
+  void rms_norm(float* x, const float* weight, int64_t n, int64_t width, float eps) override {
+    settle();
+    if (n <= kFewRows) {
+      norm_ = NormOp{x, weight, n, width, eps};
+    } else {
+      metal::rms_norm(*recorder_, x, weight, n, width, eps);
+    }
+  }
+
+  void q_norm_rope(
+      float* q, const RopeTable& rope, int64_t n, int32_t n_heads, int32_t head_dim, float eps)
+      override {
+    settle();
+    const QNormOp op{q, rope, n, n_heads, head_dim, eps};
+    if (n <= kFewRows) {
+      q_norm_ = op;
+    } else {
+      run(op);
+    }
+  }
+
+  void kv_rows(
+      const float* kv,
+      const float* norm,
+      const RopeTable& rope,
+      int64_t n,
+      const KvRowFormat& format,
+      float eps,
+      uint8_t* out) override {
+    settle_but_q_norm();
+    rows_op_.raw = RawRows{kv, norm, rope, n, out};
+    rows_op_.kv_format = format;
+    rows_op_.eps = eps;
+    rows_op_.any = true;
+  }
+
+  void pool(std::span<const PoolTask> tasks) override {
+    if (!rows_op_.pools.empty()) settle_rows();
+    settle_all_but_rows();
+    rows_op_.pools.assign(tasks.begin(), tasks.end());
+    rows_op_.any = true;
+  }
+
+  void store_kv_rows(
+      std::span<const StoreRowsTask> tasks, const KvRowFormat& format, float eps) override {
+    settle_all_but_rows();
+    if (!pooled_here(tasks) || !rows_op_.kv_rows.empty()) settle_rows();
+    rows_op_.kv_rows.assign(tasks.begin(), tasks.end());
+    rows_op_.kv_format = format;
+    rows_op_.eps = eps;
+    rows_op_.any = true;
+  }
+
+  void store_index_rows(
+      std::span<const StoreRowsTask> tasks, const IndexRowFormat& format, float eps) override {
+    settle_all_but_rows();
+    if (!pooled_here(tasks) || !rows_op_.index_rows.empty()) settle_rows();
+    rows_op_.index_rows.assign(tasks.begin(), tasks.end());
+    rows_op_.index_format = format;
+    rows_op_.eps = eps;
+    rows_op_.any = true;
+  }
+
+  void index_select(
+      std::span<const IndexTask> tasks,
+      const IndexShape& shape,
+      float* q,
+      const RopeTable& rope,
+      const float* weights,
+      int64_t n) override {
+    settle_but_q_norm();
+    metal::index_select(*recorder_, tasks, shape, q, rope, weights, n);
+  }
+
+  void attention(
+      std::span<const AttentionTask> tasks,
+      const KvRowFormat& format,
+      float* q,
+      const RopeTable& rope,
+      const float* sinks,
+      int32_t n_heads,
+      int32_t window_size) override {
+    float eps = 0;
+    const bool norm_q =
+        q_norm_ && q_norm_->q == q && q_norm_->rope.cos == rope.cos && q_norm_->n_heads == n_heads;
+    if (norm_q) {
+      eps = q_norm_->eps;
+      q_norm_.reset();
+    }
+    settle();
+    metal::attention(*recorder_, tasks, format, q, rope, sinks, n_heads, window_size, norm_q, eps);
+  }
+
+  void route(
+      const Route& p, const float* logits, int64_t n, int32_t* experts, float* weights) override {
+    settle();
+    const RouteOp op{p, logits, n, experts, weights};
+    if (moe_can_route(p, n)) {
+      route_ = op;
+    } else {
+      run(op);
+    }
+  }
+
+  void moe(
+      const Moe& p,
+      const float* x,
+      const int32_t* experts,
+      const float* weights,
+      int64_t n,
+      float* y) override {
+    std::optional<RouteOp> route;
+    if (route_ && route_->experts == experts && route_->weights == weights && route_->n == n) {
+      std::swap(route, route_);
+    }
+    settle();
+    metal::moe(
+        *recorder_,
+        p,
+        x,
+        const_cast<int32_t*>(experts),
+        const_cast<float*>(weights),
+        n,
+        y,
+        route ? &route->p : nullptr,
+        route ? route->logits : nullptr);
+  }
+
+ private:
+  struct Flight {  // a command buffer and what it was recorded with
+    uint64_t command_buffer = 0;
+    std::unique_ptr<Recorder> recorder;
+  };
+
+  // Ops that wait for the one they may be joined with.
+  struct PostOp {
+    float* X;
+    HcPost p;
+    int64_t n;
+    int32_t n_streams;
+    int64_t hidden;
+  };
+  struct NormOp {
+    float* x;
+    const float* weight;
+    int64_t n, width;
+    float eps;
+  };
+  struct QNormOp {
+    float* q;
+    RopeTable rope;
+    int64_t n;
+    int32_t n_heads, head_dim;
+    float eps;
+  };
+  struct RouteOp {
+    Route p;
+    const float* logits;
+    int64_t n;
+    int32_t* experts;
+    float* weights;
+  };
+  struct RawRows {
+    const float *kv, *norm;
+    RopeTable rope;
+    int64_t n;
+    uint8_t* out;
+  };
+  struct RowsParts {
+    bool any = false;
+    RawRows raw{};
+    std::vector<PoolTask> pools;
+    std::vector<StoreRowsTask> kv_rows, index_rows;
+    KvRowFormat kv_format;
+    IndexRowFormat index_format;
+    float eps = 0;
+  };
+
+  // ---- joining
+
+  void run(const QNormOp& op) {
+    metal::q_norm_rope(*recorder_, op.q, op.rope, op.n, op.n_heads, op.head_dim, op.eps);
+  }
+  void run(const RouteOp& op) {
+    metal::route(*recorder_, op.p, op.logits, op.n, op.experts, op.weights);
+  }
+
+  // Every store task takes the rows of a pool task that waits.
+  bool pooled_here(std::span<const StoreRowsTask> tasks) const {
+    return std::all_of(tasks.begin(), tasks.end(), [&](const StoreRowsTask& task) {
+      return std::any_of(rows_op_.pools.begin(), rows_op_.pools.end(), [&](const PoolTask& pool) {
+        return pool.rows == task.rows;
+      });
+    });
+  }
+
+  void settle_rows() {
+    if (!rows_op_.any) return;
+    const RowsParts parts = std::exchange(rows_op_, {});
+    RowsOp op;
+    op.kv = parts.raw.kv;
+    op.kv_norm = parts.raw.norm;
+    op.rope = parts.raw.rope;
+    op.n = parts.raw.n;
+    op.out = parts.raw.out;
+    op.pools = parts.pools;
+    op.kv_rows = parts.kv_rows;
+    op.index_rows = parts.index_rows;
+    op.kv_format = parts.kv_format;
+    op.index_format = parts.index_format;
+    op.eps = parts.eps;
+    metal::rows(*recorder_, op);
+  }
+  void settle_q_norm() {
+    if (const auto op = std::exchange(q_norm_, {})) run(*op);
+  }
+  // What never waits across another op: post, norm, route.
+  void settle_others() {
+    if (const auto op = std::exchange(post_, {})) {
+      metal::hc_post(*recorder_, op->X, op->p, op->n, op->n_streams, op->hidden);
+    }
+    if (const auto op = std::exchange(norm_, {})) {
+      metal::rms_norm(*recorder_, op->x, op->weight, op->n, op->width, op->eps);
+    }
+    if (const auto op = std::exchange(route_, {})) run(*op);
+  }
+  // The rows touch neither q nor its norm, so both may wait while the other is recorded.
+  void settle_all_but_rows() { settle_others(); }
+  void settle_but_q_norm() {
+    settle_others();
+    settle_rows();
+  }
+  void settle() {
+    settle_but_q_norm();
+    settle_q_norm();
+  }
+
+  // ---- command buffers
+
+  void start_recording() {
+    post_.reset();
+    norm_.reset();
+    q_norm_.reset();
+    route_.reset();
+    rows_op_ = {};
+    rows_ = 0;
+    interrupted_ = nullptr;
+    give_back(std::move(recorder_));
+    recorder_ = take_recorder();
+  }
+
+  std::unique_ptr<Recorder> take_recorder() {
+    if (free_.empty()) {
+      all_.reserve(all_.size() + 1);
+      auto recorder = std::make_unique<Recorder>(*device_, buffers_, pipelines_, exact_);
+      all_.push_back(recorder.get());
+      free_.reserve(all_.capacity());
+      return recorder;
+    }
+    auto recorder = std::move(free_.back());
+    free_.pop_back();
+    return recorder;
+  }
+  void give_back(std::unique_ptr<Recorder> recorder) {
+    if (!recorder) return;
+    recorder->clear();
+    free_.push_back(std::move(recorder));
+  }
+
+  uint64_t encode(const char* label) {
+    uint64_t command_buffer = 0;
+    const Status status = device_->encode(recorder_->list(label), &command_buffer);
+    if (!status.ok()) throw BackendError(std::string("metal: ") + status.message, "encode");
+    return command_buffer;
+  }
+  void submit(const char* label) {
+    if (recorder_->empty()) return;
+    const uint64_t command_buffer = encode(label);
+    Flight flight{command_buffer, std::move(recorder_)};
+    commit_flight(flight);
+  }
+  void commit_flight(Flight& flight) {
+    const Status status = device_->commit(flight.command_buffer);
+    if (!status.ok()) throw BackendError(std::string("metal: ") + status.message, "commit");
+    in_flight_.push_back(std::move(flight));
+  }
+
+  // A step that throws leaves nothing running: its buffers may be freed next.
+  void wait_for_first() {
+    Status status;
+    for (;;) {
+      status = device_->wait(in_flight_.front().command_buffer, kPollMs);
+      if (status.code != Status::kInterrupted) break;
+      check_interrupted();
+    }
+    give_back(std::move(in_flight_.front().recorder));
+    in_flight_.pop_front();
+    if (status.ok()) return;
+    drain();
+    const std::string message = std::string("metal: the device stopped: ") + status.message;
+    if (status.code == Status::kOutOfMemory) throw OutOfMemory(message, 0);
+    throw BackendError(message, "wait");
+  }
+  void check_interrupted() {
+    if (!interrupted_ || !interrupted_()) return;
+    drain();
+    throw Cancelled("cancelled between two layers");
+  }
+  void drain() noexcept {
+    while (!in_flight_.empty()) {
+      while (device_->wait(in_flight_.front().command_buffer, kPollMs).code ==
+             Status::kInterrupted) {
+      }
+      give_back(std::move(in_flight_.front().recorder));
+      in_flight_.pop_front();
+    }
+  }
+
+  std::unique_ptr<Device> device_;
+  BufferTable buffers_;
+  PipelineCache pipelines_;
+  bool exact_;
+  Interrupted interrupted_;
+  int64_t rows_ = 0;  // of the step
+
+  std::optional<PostOp> post_;
+  std::optional<NormOp> norm_;
+  std::optional<QNormOp> q_norm_;
+  std::optional<RouteOp> route_;
+  RowsParts rows_op_;
+
+  std::vector<Recorder*> all_;
+  std::vector<std::unique_ptr<Recorder>> free_;
+  std::unique_ptr<Recorder> recorder_;
+  std::deque<Flight> in_flight_;
+  Flight ahead_;
+  bool recording_ahead_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_metal_backend(const BackendOptions& options) {
+  Status status;
+  std::unique_ptr<Device> device(new_device(&status));
+  if (!device) {
+    throw BackendUnavailable(
+        std::string("backend 'metal' is not available: ") + status.message, "metal");
+  }
+  return std::make_unique<MetalBackend>(std::move(device), options.exact);
+}
+
+bool is_available() {
+  Status status;
+  return std::unique_ptr<Device>(new_device(&status)) != nullptr;
+}
+
+}  // namespace grebe::metal
