@@ -293,6 +293,9 @@ def measure_read_bandwidth(n_threads: int, seconds: float, buffer_bytes: int = 2
 def rope_frequencies(compressed: bool) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C')]:
     """Flash's angular frequencies."""
 
+def rope_table(pos: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], compressed: bool) -> tuple:
+    """Flash's (cos, sin) at the given positions, f32[n, 32] each."""
+
 def rope(x: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], pos: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], compressed: bool, inverse: bool = False) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C')]: ...
 
 def kv_round_trip(rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], rope_dim: int, rope: str, isa: str = '') -> tuple: ...
@@ -300,26 +303,224 @@ def kv_round_trip(rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None
 def index_round_trip(rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> tuple: ...
 
 class BackendOps:
-    """Single ops of a CPU backend with exact kernels, for tests."""
+    """
+    Single ops of a backend, for tests and the doctor. Each call is one step of the backend on
+    copies of its arrays. n is the number of rows of the step; a weight of a type is the bytes of
+    its blocks, row after row.
+    """
 
-    def __init__(self, isa: str = '', n_threads: int = 1) -> None: ...
+    def __init__(self, backend: str = 'cpu', isa: str = '', n_threads: int = 1, exact: bool = True) -> None:
+        """
+        Args:
+            backend: a name that Model.load knows.
+            isa: CPU instruction set; "" is the best.
+            n_threads: CPU threads; 0 is all usable cores.
+            exact: float32 arithmetic throughout.
+
+        Raises:
+            BackendUnavailableError: no such backend here.
+        """
+
+    @property
+    def name(self) -> str: ...
 
     @property
     def description(self) -> str: ...
 
-    def hc_pre(self, X: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], fn: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], base: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], scale: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], iterations: int = 20, eps: float = 1e-06) -> tuple: ...
+    @property
+    def elapsed_ms(self) -> float:
+        """Time of the last call's step, without copies."""
 
-    def hc_post(self, X: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], post: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], comb: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C')]: ...
+    def hc_pre(self, X: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], fn: Annotated[NDArray, dict(order='C', device='cpu', writable=False)], base: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], scale: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], iterations: int = 20, eps: float = 1e-06, dtype: str = 'F32') -> tuple:
+        """
+        Before a sublayer.
 
-    def route(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], n_used: int, scale: float) -> tuple: ...
+        Args:
+            X: f32[n, s, d].
+            fn: weight [(2 + s) s, s d]: f32 values, or the bytes of type dtype as u8[:].
+            base: f32[(2 + s) s].
+            scale: f32[3].
+            norm: f32[d].
+            iterations: of Sinkhorn's normalisation.
+            eps: of both kinds.
+            dtype: of fn.
 
-    def pool(self, kv: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], ape: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], dim: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]: ...
+        Returns:
+            (x f32[n, d], post f32[n, s], comb f32[n, s, s]).
+        """
 
-    def attention(self, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]: ...
+    def hc_post(self, X: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], post: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], comb: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C')]:
+        """
+        After a sublayer: X f32[n, s, d], y f32[n, d], post f32[n, s], comb f32[n, s, s] -> the new X.
+        """
 
-    def index_select(self, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], pos: int, ratio: int, top_k: int) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C')]: ...
+    def hc_post_pre(self, X: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], post: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], comb: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], fn: Annotated[NDArray, dict(order='C', device='cpu', writable=False)], base: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], scale: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], iterations: int = 20, eps: float = 1e-06, dtype: str = 'F32') -> tuple:
+        """hc_post and then hc_pre in one step: (X, x, post, comb)."""
 
-    def swiglu_mlp(self, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], down: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], clamp: float) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]: ...
+    def hc_head(self, X: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], fn: Annotated[NDArray, dict(order='C', device='cpu', writable=False)], base: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], scale: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float = 1e-06, dtype: str = 'F32') -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+        """
+        The output head's x f32[len(rows), d] of rows i32[:] of X f32[n, s, d]; fn [s, s d], base [s], scale [1].
+        """
+
+    def rms_norm(self, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float = 1e-06) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+        """x f32[n, width] normalised, times weight f32[width]."""
+
+    def q_norm_rope(self, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], cos: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sin: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], eps: float = 1e-06) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C')]:
+        """
+        q f32[n, heads, head_dim], each head normalised, its end rotated; cos and sin f32[n, rope_dim / 2].
+        """
+
+    def route(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, n_used: int, scale: float, tid2eid: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> tuple:
+        """
+        logits f32[n, e] -> (experts i32[n, n_used], weights f32[n, n_used]). bias f32[e] chooses, or tid2eid i32[vocab, n_used] by tokens i32[n].
+        """
+
+    def embed(self, weight: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], dtype: str, n_out: int, n_in: int, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], n_streams: int, scale: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C')]:
+        """
+        Rows tokens i32[n] of weight [n_out, n_in] as every stream: f32[n, n_streams, n_in].
+        """
+
+    def matmul(self, weight: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], dtype: str, n_out: int, n_in: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], scale: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+        """
+        f32[n, n_out] = x f32[n, n_in] times the transpose of weight [n_out, n_in]; scale u8[:] for F8_E4M3.
+        """
+
+    def matmul_bundle(self, weights: list, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, eps: float = 1e-06) -> list:
+        """
+        Products of one x f32[n, n_in], which rms_norm with norm f32[n_in] passes first unless it is None.
+
+        Args:
+            weights: (data u8[:], dtype, n_out) or (data, dtype, n_out, scale u8[:]) each.
+            x: f32[n, n_in].
+            norm: f32[n_in] or None.
+            eps: of the norm.
+
+        Returns:
+            f32[n, n_out] of each.
+        """
+
+    def matmul_grouped(self, weight: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], dtype: str, n_groups: int, rank: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], scale: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+        """
+        Grouped output projection: rows [g rank, (g + 1) rank) of weight [n_groups rank, n_in] times part g of x f32[n, n_groups n_in] -> f32[n, n_groups rank].
+        """
+
+    def moe(self, weights: dict, n_experts: int, n_ff: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], experts: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], expert_weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], clamp: float = 10.0, shared_clamp: float = 10.0, n_shared_ff: int = 0) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+        """
+        Routed and shared experts.
+
+        Args:
+            weights: gate and up [n_experts, n_ff, d], down [n_experts, d, n_ff]; and, or not,
+                shared_gate, shared_up [n_shared_ff, d] and shared_down [d, n_shared_ff]. Each
+                is (data u8[:], dtype) or (data, dtype, scale u8[:]).
+            n_experts: routed experts.
+            n_ff: width of a routed expert.
+            x: f32[n, d].
+            experts: i32[n, n_used].
+            expert_weights: f32[n, n_used].
+            clamp: of SwiGLU; 0 is none.
+            shared_clamp: the shared expert's.
+            n_shared_ff: width of the shared expert; 0 is n_ff.
+
+        Returns:
+            f32[n, d].
+        """
+
+    def route_moe(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], bias: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, n_used: int, scale: float, weights: dict, n_ff: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], clamp: float = 10.0, shared_clamp: float = 10.0, n_shared_ff: int = 0, tid2eid: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> tuple:
+        """
+        route and then moe in one step: (y, experts, expert_weights). Arguments as theirs.
+        """
+
+    def swiglu_mlp(self, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], down: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], clamp: float) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+        """
+        One expert for all rows: x f32[n, d], gate and up f32[ff, d], down f32[d, ff].
+        """
+
+    def kv_rows(self, kv: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], norm: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], cos: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sin: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], format: str = 'bf16', eps: float = 1e-06) -> Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C')]:
+        """
+        Raw rows of kv f32[n, d], normalised with norm f32[d], rotated and packed: u8[n, row_bytes]. format: "bf16", "f32" or "off".
+        """
+
+    def pool(self, kv: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], ape: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], dim: int) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+        """
+        Rows finished by n tokens from position 0, before the norm: f32[n / ratio, dim]. kv and gate f32[n, width], ape f32[ratio, width]; width is dim, at ratio 4 twice that.
+        """
+
+    def pool_store(self, streams: list, tasks: list, ratio: int, cos: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sin: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], format: str = 'bf16', rows_per_block: int = 32, offset: int = 0, eps: float = 1e-06, raw: dict | None = None) -> list:
+        """
+        kv_rows (with raw), pool, store_kv_rows and store_index_rows in one step, as a layer calls them.
+
+        Args:
+            streams: the compressors, at most one of each kind: dicts of kind ("kv" or
+                "index"), kv and gate f32[n, width], ape f32[ratio, width], norm f32[dim].
+            tasks: the segments: dicts of row, n, pos; states, a list of f32[n_floats] or None
+                (nothing pooled yet) for each stream; checkpoints, a list of positions. The last
+                two may be missing.
+            ratio: 4 or another.
+            cos: f32[finished rows of all tasks, rope_dim / 2].
+            sin: likewise.
+            format: "bf16", "f32" or "off"; index rows are FP4 unless it is "off".
+            rows_per_block: rows in a block of the history.
+            offset: of the rows in each block, in bytes.
+            eps: of the norms.
+            raw: dict of kv f32[n, d], norm f32[d], cos, sin f32[n, rope_dim / 2].
+
+        Returns:
+            The packed raw rows u8[n, row_bytes] if raw is given, then for each task and each
+            stream a dict of rows u8[finished, row_bytes], blocks (u8[:] each, zero where nothing
+            was stored), state f32[n_floats] and checkpoints (f32[n_floats] each).
+        """
+
+    def attention(self, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C')]:
+        """
+        One query of all heads over plain f32 rows, no rotation: q f32[h, d], rows f32[n, d], sinks f32[h].
+        """
+
+    def attention_tasks(self, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], cos: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sin: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], tasks: list, ratio: int, window_size: int, format: str = 'bf16', top_k: int = 0, norm_eps: float | None = None) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C')]:
+        """
+        Attention over packed rows.
+
+        Args:
+            q: f32[n, h, d], normalised and rotated unless norm_eps is given.
+            sinks: f32[h].
+            cos: f32[n, rope_dim / 2].
+            sin: likewise.
+            tasks: the segments: dicts of row, n, pos; ring u8[ring_rows, row_bytes] with
+                position p at slot p % ring_rows; new_rows u8[n, row_bytes]; and unless ratio
+                is 0, blocks (u8[offset + rows_per_block * row_bytes] each), rows_per_block,
+                offset (0 when missing) and selected, i32[n, top_k] or None.
+            ratio: 0 is the window alone.
+            window_size: raw rows that a query sees, its own included.
+            format: "bf16", "f32" or "off".
+            top_k: width of selected.
+            norm_eps: q_norm_rope first, in the same step.
+
+        Returns:
+            f32[n, h, d]; rows of no task are as in q (after q_norm_rope).
+        """
+
+    def index_select(self, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], rows: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], pos: int, ratio: int, top_k: int) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C')]:
+        """
+        Rows i32[n, top_k] chosen among plain f32 rows, ascending, padded with -1; no rotation. Row i of q f32[n, h, d] sees (pos + i + 1) / ratio rows.
+        """
+
+    def index_select_tasks(self, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], cos: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], sin: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], tasks: list, ratio: int, top_k: int, packed: bool = True) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C')]:
+        """
+        Index selection over packed rows.
+
+        Args:
+            q: f32[n, h, d] before rotation.
+            weights: f32[n, h].
+            cos: f32[n, rope_dim / 2].
+            sin: likewise.
+            tasks: dicts of row, n, pos, blocks, rows_per_block, offset as for
+                attention_tasks.
+            ratio: positions of a row.
+            top_k: rows to choose.
+            packed: FP4 rows, else f32.
+
+        Returns:
+            i32[n, top_k], ascending, padded with -1; -2 in the rows of no task.
+        """
 
 def bench_matmul(dtype: str, n_in: int, n_out: int, n: int, n_threads: int, seconds: float = 0.5, isa: str = '') -> list[float]:
     """
