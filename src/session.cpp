@@ -128,6 +128,10 @@ void bind_session(nb::module_& m) {
               "def rewind(self, pos: int, "
               "on_progress: collections.abc.Callable[[int, int], object] | None = None) -> int"),
           "Goes back to pos tokens; returns the number of tokens replayed.")
+      .def(
+          "request_stop",
+          [](BoundSession& self) { self.engine->request_stop(); },
+          "Ends the call that computes on this session in another thread, at the next layer.")
       .def("fork", &fork, "A copy that shares all history.")
       .def("snapshot", &snapshot, "Everything needed to go on in another process.")
       .def_prop_ro(

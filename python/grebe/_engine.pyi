@@ -9,7 +9,7 @@ import numpy.typing
 from numpy.typing import NDArray
 
 
-version: str = '0.1.0'
+version: str = '0.0.0'
 
 def end_work() -> None:
     """Stops what computes in other threads, for good: Python is ending."""
@@ -217,6 +217,11 @@ class Session:
 
     def rewind(self, pos: int, on_progress: Callable[[int, int], object] | None = None) -> int:
         """Goes back to pos tokens; returns the number of tokens replayed."""
+
+    def request_stop(self) -> None:
+        """
+        Ends the call that computes on this session in another thread, at the next layer.
+        """
 
     def fork(self) -> Session:
         """A copy that shares all history."""

@@ -12,7 +12,7 @@ import numpy as np
 from . import _engine
 from .checks import callback, integer, shown
 from .config import Sampling
-from .errors import ContextOverflowError, InvalidArgumentError
+from .errors import CancelledError, ContextOverflowError, InvalidArgumentError
 from .events import Completion, Event, FinishReason, TokenLogprob, Usage
 from .stopping import StopFilter, stop_strings
 
@@ -100,6 +100,7 @@ class Generation(Iterator[Event]):
         self._lock = threading.Lock()  # held by the thread that computes an event
         self._changes = 0  # Session.changes after our newest step
         self._cancelled = False
+        self._in_prompt = False
         self._started = False
         self._ended = False
         self._pending: int | None = None  # sampled, not yet part of the state
@@ -132,12 +133,14 @@ class Generation(Iterator[Event]):
         return Usage(n, n - self._n_computed, len(self._tokens))
 
     def cancel(self) -> None:
-        """Ends the generation at the next chunk or token. Callable from any thread.
+        """Ends the generation at the next layer of its prompt, or token. Callable from any thread.
 
         The ``next`` that notices raises StopIteration: no further event comes. Then
         ``finish_reason`` is "cancelled", and text that waited for more is part of :attr:`text`.
         """
         self._cancelled = True
+        if self._in_prompt:
+            self._session._live.request_stop()
 
     def close(self) -> None:
         """Ends the generation now, as :meth:`cancel` and one ``next`` do, without computing.
@@ -216,7 +219,15 @@ class Generation(Iterator[Event]):
         if not self._started:
             self._started = True
             self._changes = self._session._live.changes + 1
-            self._n_computed = self._session.prefill(self._prompt, on_progress=self._progress)
+            self._in_prompt = True
+            try:
+                self._n_computed = self._session.prefill(self._prompt, on_progress=self._progress)
+            except CancelledError:
+                if self._cancelled:
+                    raise _Cancelled from None
+                raise
+            finally:
+                self._in_prompt = False
             self.prefill_s = time.perf_counter() - start
         elif self._pending is not None:
             if not self._cancelled:

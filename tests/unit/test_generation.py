@@ -270,3 +270,15 @@ def test_agenerate_can_be_closed(session):
 
     assert asyncio.run(main()) is not None
     session.decode(1)
+
+
+def test_cancel_ends_a_prompt_between_two_layers():
+    model = grebe.Model.load(n_threads=1, prefill_chunk=4096)
+    with model.session() as s:
+        prompt = [5] * 4096  # one chunk
+        generation = s.generate(prompt, max_tokens=1)
+        threading.Timer(0.05, generation.cancel).start()
+        assert list(generation) == []
+        assert generation.finish_reason == "cancelled"
+        assert s.pos == 0  # the chunk was given up, and the session is as before it
+        s.prefill(prompt[:8])
