@@ -69,6 +69,11 @@ class Model : public std::enable_shared_from_this<Model> {
   /// 64 hex digits; equal for equal weights and numbers. Large tensors are sampled, so that an 87
   /// GB file is identified in a moment: a file patched in place between the samples keeps its name.
   const std::string& fingerprint() const;
+  /// What runs it: "cpu: avx512, 2 threads", "metal: Apple M3 Max".
+  std::string device() const;
+  /// The dispatches of the last step, where the backend has such, for tools: one line each,
+  /// "kernel<TAB>barrier (0 or 1)<TAB>bytes of weights and rows that it reads".
+  std::string trace() const;
 
   /// n_ctx 0: config().max_context. Memory is taken as the session grows.
   std::shared_ptr<Session> session(int64_t n_ctx);

@@ -28,6 +28,7 @@ nb::dict options_dict(const Model& model) {
   const LoadOptions& o = model.options();
   nb::dict d;
   d["backend"] = o.backend;
+  d["device"] = model.device();
   d["n_threads"] = o.n_threads;
   d["kv_rounding"] = o.kv_rounding;
   d["kernels"] = o.kernels;
@@ -110,6 +111,13 @@ void bind_model(nb::module_& m) {
           [](const Model& model) { return config_dict(model.config()); },
           nb::sig("def config(self) -> dict[str, typing.Any]"),
           "The fields of grebe.ModelConfig.")
+      .def(
+          "trace",
+          [](const Model& model) {
+            const WithoutGil release;
+            return model.trace();
+          },
+          "The dispatches of the last step, a line each: kernel, barrier, bytes that it reads.")
       .def(
           "options",
           &options_dict,

@@ -129,6 +129,9 @@ class Backend {
   virtual void commit() = 0;
   virtual void wait() = 0;
 
+  /// The dispatches of the last step, a line each; see Model::trace().
+  virtual std::string trace() const { return {}; }
+
   // A backend that records may record the step after this one while this one runs. The ops between
   // begin_ahead() and end_ahead() are kept; commit_ahead() runs them in place of begin() ...
   // commit(), drop_ahead() forgets them.

@@ -87,6 +87,12 @@ const Tokenizer* Model::tokenizer() const { return impl_->tokenizer.get(); }
 const LoadOptions& Model::options() const { return impl_->options; }
 const std::string& Model::fingerprint() const { return impl_->fingerprint; }
 
+std::string Model::device() const { return impl_->backend->description(); }
+std::string Model::trace() const {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->backend->trace();
+}
+
 uint64_t Model::scratch_bytes() const { return impl_->scratch_bytes; }
 
 std::shared_ptr<Session> Model::session(int64_t n_ctx) {

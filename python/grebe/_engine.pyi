@@ -164,6 +164,11 @@ class Model:
     def config(self) -> dict[str, Any]:
         """The fields of grebe.ModelConfig."""
 
+    def trace(self) -> str:
+        """
+        The dispatches of the last step, a line each: kernel, barrier, bytes that it reads.
+        """
+
     def options(self) -> dict[str, Any]:
         """
         The load options as resolved: backend, threads and instruction set filled in.

@@ -84,6 +84,12 @@ def _add_model(parser: argparse.ArgumentParser, *, runs: bool = True) -> None:
     )
     if runs:
         group.add_argument(
+            "--backend",
+            choices=("auto", "cpu", "metal"),
+            default="auto",
+            help="default: metal on a Mac with Apple silicon, else cpu",
+        )
+        group.add_argument(
             "--threads", type=_positive, metavar="N", help="default: all physical cores"
         )
         group.add_argument(

@@ -26,7 +26,11 @@ def _load(args: argparse.Namespace) -> Model:
     from .model import Model
 
     return Model.load(
-        args.model, n_threads=args.threads, kv_rounding=args.kv_rounding, kernels=args.kernels
+        args.model,
+        backend=args.backend,
+        n_threads=args.threads,
+        kv_rounding=args.kv_rounding,
+        kernels=args.kernels,
     )
 
 
@@ -164,7 +168,7 @@ def bench(args: argparse.Namespace) -> None:
                 cells = (f"{v:.6g}" if isinstance(v, float) else str(v) for v in values)
                 print(",".join(cells), flush=True)
         name, options = model.config.name or model.path.name, model.options
-        title = f"{printable(name)}, {options['isa']}, {options['n_threads']} threads"
+        title = f"{printable(name)}, {printable(str(options['device']))}"
         weights = model.bytes_per_token
         if args.format == "json":
             _print_json(

@@ -68,14 +68,15 @@ class Model:
 
         Args:
             path: the file, or its first shard; None: the small model inside the package.
-            backend: "auto" or "cpu".
-            n_threads: None: the physical cores that this process may use. Results do not depend on
-                it.
+            backend: "cpu"; "metal", the GPU of a Mac with Apple silicon; "auto", metal where there
+                is one, else cpu. Sessions and snapshots of one serve the other.
+            n_threads: of the CPU backend; None: the physical cores that this process may use.
+                Results do not depend on it.
             kv_rounding: "official" stores KV rows rounded as the model was trained; "off" stores
                 plain f32.
             kernels: "fast" multiplies quantized weights with int8 activations; "exact" keeps
-                activations f32.
-            isa: kernels: "scalar", "avx2", "avx512", "neon", "neon_i8mm"; None: the best that this
+                activations f32. On metal, "fast" multiplies half-precision tiles in prefill.
+            isa: of the CPU backend: "scalar", "avx2", "avx512", "neon", "neon_i8mm"; None: the best that this
                 machine has. Results do not depend on it.
             prefill_chunk: tokens computed at once, 1 to 4096. Scratch memory grows with it; results
                 do not change.
@@ -87,6 +88,8 @@ class Model:
                 read.
             InvalidArgumentError: an option of a wrong type or out of range.
             BackendUnavailableError: no such backend or instruction set here.
+            OutOfMemoryError: the weights do not fit the device's working set; the message has the
+                numbers and what would raise the limit.
         """
         file = EMBEDDED_MODEL if path is None else file_path(path)
         engine = _engine.Model.load(
@@ -140,7 +143,7 @@ class Model:
 
     @property
     def options(self) -> dict[str, str | int]:
-        """The load options as resolved: backend, n_threads, isa and the others."""
+        """The load options as resolved: backend, device, n_threads, isa and the others."""
         return self._live.options()
 
     @property
@@ -288,7 +291,7 @@ class Model:
             "vocabulary": str(config.vocab_size),
             "experts": f"{config.n_experts_per_token} of {config.n_experts}",
             "file": f"{self._live.file_bytes / 1e6:.1f} MB",
-            "runs on": f"{options['backend']}/{options['isa']}, {options['n_threads']} threads",
+            "runs on": str(options["device"]),
             "KV": f"{config.kv_bytes_per_token(rounding, kernels):.1f} B a token",
         }
 

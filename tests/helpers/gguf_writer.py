@@ -101,6 +101,7 @@ class Tensor:
     shape: tuple[int, ...]
     data: bytes
     alias: str | None = None  # name of an earlier tensor whose bytes this one shares
+    hole: int = 0  # zero bytes after data, which take no space in the file
 
 
 def _string(text: str | bytes) -> bytes:
@@ -158,6 +159,11 @@ class GgufWriter:
         """Add a payload as it is; ``dtype`` may be a number that nobody knows."""
         self.tensors[name] = Tensor(name, dtype, tuple(shape), data)
 
+    def add_hole(self, name: str, dtype: str, shape: Sequence[int]) -> None:
+        """Add a tensor of zeros that takes no space on disk: for sizes, not for sense."""
+        n_bytes = payload_bytes(dtype, shape)
+        self.tensors[name] = Tensor(name, dtype, tuple(shape), b"", hole=n_bytes)
+
     def add_alias(self, name: str, of: str) -> None:
         """Add a tensor that shares the bytes of an earlier one."""
         t = self.tensors[of]
@@ -180,7 +186,13 @@ class GgufWriter:
 
     def write(self, path: Path | str) -> Path:
         """Write one file."""
-        Path(path).write_bytes(self.to_bytes())
+        head, payload, end = self._layout(self.keys, list(self.tensors.values()))
+        with Path(path).open("wb") as out:
+            out.write(head)
+            for offset, data in payload:
+                out.seek(len(head) + offset)
+                out.write(data)
+            out.truncate(len(head) + end)
         return Path(path)
 
     def write_shards(self, folder: Path | str, stem: str, n: int) -> list[Path]:
@@ -199,19 +211,29 @@ class GgufWriter:
         return paths
 
     def _file(self, keys: dict[str, tuple[str, Any]], tensors: list[Tensor]) -> bytes:
+        head, payload, end = self._layout(keys, tensors)
+        body = bytearray(end)
+        for offset, data in payload:
+            body[offset : offset + len(data)] = data
+        return head + bytes(body)
+
+    def _layout(
+        self, keys: dict[str, tuple[str, Any]], tensors: list[Tensor]
+    ) -> tuple[bytes, list[tuple[int, bytes]], int]:
+        """What comes before the payload, its parts by their offsets, and its size."""
         out = [b"GGUF", struct.pack("<IQQ", self.version, len(tensors), len(keys))]
         for key, (kind, value) in keys.items():
             number = VALUE_TYPES[kind.partition(":")[0]]
             out += [_string(key), struct.pack("<I", number), _value(value, kind)]
-        payload: list[bytes] = []
+        payload: list[tuple[int, bytes]] = []
         offsets: dict[str, int] = {}
         end = 0
         for t in tensors:
             if t.alias is None:
                 offsets[t.name] = end
-                size = len(t.data) + -len(t.data) % self.alignment
-                payload.append(t.data.ljust(size, b"\0"))
-                end += size
+                payload.append((end, t.data))
+                end += len(t.data) + t.hole
+                end += -end % self.alignment
             else:
                 offsets[t.name] = offsets[t.alias]
             number = t.dtype if isinstance(t.dtype, int) else TENSOR_TYPES[t.dtype][0]
@@ -219,4 +241,4 @@ class GgufWriter:
             out += [_string(t.name), struct.pack(f"<I{len(ne)}Q", len(ne), *ne)]
             out.append(struct.pack("<IQ", number, offsets[t.name]))
         head = b"".join(out)
-        return head.ljust(len(head) + -len(head) % self.alignment, b"\0") + b"".join(payload)
+        return head.ljust(len(head) + -len(head) % self.alignment, b"\0"), payload, end

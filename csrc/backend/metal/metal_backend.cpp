@@ -40,7 +40,7 @@ class MetalBackend final : public Backend {
  public:
   MetalBackend(std::unique_ptr<Device> device, bool exact)
       : device_(std::move(device)), buffers_(*device_), pipelines_(*device_), exact_(exact) {
-    pipelines_.compile(kLibraries);
+    pipelines_.compile_ahead(kLibraries);
   }
   ~MetalBackend() override {
     drain();
@@ -93,11 +93,20 @@ class MetalBackend final : public Backend {
     while (!in_flight_.empty()) wait_for_first();
   }
 
+  std::string trace() const override {
+    std::string lines;
+    for (const Recorder::Record& r : trace_) {
+      lines += std::string(r.kernel) + (r.barrier ? "\t1\t" : "\t0\t");
+      lines += std::to_string(r.reads_bytes) + "\n";
+    }
+    return lines;
+  }
+
   bool can_record_ahead() const override { return true; }
   void begin_ahead() override {
     drop_ahead();
-    start_recording();
     recording_ahead_ = true;
+    start_recording();
   }
   void end_ahead() override {
     settle();
@@ -105,6 +114,7 @@ class MetalBackend final : public Backend {
     ahead_ = {encode("decode"), std::exchange(recorder_, nullptr)};
   }
   void commit_ahead() override {
+    trace_.clear();
     Flight flight = std::exchange(ahead_, {});
     commit_flight(flight);
   }
@@ -414,6 +424,7 @@ class MetalBackend final : public Backend {
     rows_op_ = {};
     rows_ = 0;
     interrupted_ = nullptr;
+    if (!recording_ahead_) trace_.clear();
     give_back(std::move(recorder_));
     recorder_ = take_recorder();
   }
@@ -449,6 +460,8 @@ class MetalBackend final : public Backend {
     commit_flight(flight);
   }
   void commit_flight(Flight& flight) {
+    const auto& records = flight.recorder->records();
+    trace_.insert(trace_.end(), records.begin(), records.end());
     const Status status = device_->commit(flight.command_buffer);
     if (!status.ok()) throw BackendError(std::string("metal: ") + status.message, "commit");
     in_flight_.push_back(std::move(flight));
@@ -491,6 +504,7 @@ class MetalBackend final : public Backend {
   bool exact_;
   Interrupted interrupted_;
   int64_t rows_ = 0;  // of the step
+  std::vector<Recorder::Record> trace_;  // of the step
 
   std::optional<PostOp> post_;
   std::optional<NormOp> norm_;

@@ -1,27 +1,26 @@
 #include "backend/metal/pipelines.h"
 
-#include <thread>
-
 #include "core/error.h"
 
 namespace grebe::metal {
 
-uint32_t PipelineCache::library(const std::string& name) {
-  {
-    std::lock_guard lock(mutex_);
-    const auto at = libraries_.find(name);
-    if (at != libraries_.end()) return at->second;
-  }
-  const char* source = library_source(name);
-  if (!source) throw Error("internal error: there is no kernel library '" + name + "'");
-  uint32_t id = 0;
-  const Status status = device_.new_library(name.c_str(), source, &id);
-  if (!status.ok()) {
+std::shared_future<uint32_t> PipelineCache::library(const std::string& name) {
+  const auto at = libraries_.find(name);
+  if (at != libraries_.end()) return at->second;
+  const auto compile = [this, name] {
+    const char* source = library_source(name);
+    if (!source) throw Error("internal error: there is no kernel library '" + name + "'");
+    uint32_t id = 0;
+    const Status status = device_.new_library(name.c_str(), source, &id);
+    if (status.ok()) return id;
     throw BackendError(
         "metal: the kernels of " + name + ".metal do not compile here: " + status.message, name);
-  }
-  std::lock_guard lock(mutex_);
-  return libraries_.emplace(name, id).first->second;
+  };
+  return libraries_.emplace(name, std::async(std::launch::async, compile).share()).first->second;
+}
+
+void PipelineCache::compile_ahead(std::span<const char* const> libraries) {
+  for (const char* name : libraries) library(name);
 }
 
 PipelineCache::Pipeline PipelineCache::pipeline(
@@ -34,24 +33,11 @@ PipelineCache::Pipeline PipelineCache::pipeline(
   if (at != pipelines_.end()) return at->second;
   Pipeline out;
   const Status status = device_.new_pipeline(
-      library(library_name), kernel, constants.data(), constants.size(), &out.id, &out.max_threads);
+      library(library_name).get(), kernel, constants.data(), constants.size(), &out.id, &out.max_threads);
   if (!status.ok()) {
     throw BackendError("metal: no pipeline for " + key_ + ": " + status.message, kernel);
   }
   return pipelines_.emplace(key_, out).first->second;
-}
-
-void PipelineCache::compile(std::span<const char* const> libraries) {
-  std::vector<std::thread> threads;
-  for (const char* name : libraries) {
-    threads.emplace_back([this, name] {
-      try {
-        library(name);
-      } catch (...) {  // met again, and reported, by the first op that needs it
-      }
-    });
-  }
-  for (std::thread& t : threads) t.join();
 }
 
 }  // namespace grebe::metal

@@ -5,11 +5,10 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
+#include <future>
 #include <span>
 #include <string>
 #include <unordered_map>
-#include <vector>
 
 #include "backend/metal/device.h"
 
@@ -27,17 +26,17 @@ class PipelineCache {
 
   explicit PipelineCache(Device& device) : device_(device) {}
 
+  /// Starts compiling libraries in the background, side by side. What fails is reported when it is
+  /// used.
+  void compile_ahead(std::span<const char* const> libraries);
   /// By one thread at a time. Throws BackendError with the compiler's message.
   Pipeline pipeline(const char* library, const char* kernel, std::span<const Constant> constants);
-  /// Compiles libraries side by side; what fails is reported when it is used.
-  void compile(std::span<const char* const> libraries);
 
  private:
-  uint32_t library(const std::string& name);
+  std::shared_future<uint32_t> library(const std::string& name);
 
   Device& device_;
-  std::mutex mutex_;  // guards libraries_
-  std::unordered_map<std::string, uint32_t> libraries_;
+  std::unordered_map<std::string, std::shared_future<uint32_t>> libraries_;
   std::unordered_map<std::string, Pipeline> pipelines_;  // by library, kernel and constants
   std::string key_;
 };

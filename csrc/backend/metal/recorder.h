@@ -94,7 +94,7 @@ class Recorder {
   uint64_t arena_bytes() const { return tables_.n_bytes() + scratch_.n_bytes(); }
 
   struct Record {  // for tests and the table of the documentation
-    std::string kernel;
+    const char* kernel;
     uint64_t reads_bytes;
     bool barrier;
   };
