@@ -76,8 +76,8 @@ class Model:
                 plain f32.
             kernels: "fast" multiplies quantized weights with int8 activations; "exact" keeps
                 activations f32. On metal, "fast" multiplies half-precision tiles in prefill.
-            isa: of the CPU backend: "scalar", "avx2", "avx512", "neon", "neon_i8mm"; None: the best that this
-                machine has. Results do not depend on it.
+            isa: of the CPU backend: "scalar", "avx2", "avx512", "neon", "neon_i8mm"; None: the best
+                that this machine has. Results do not depend on it.
             prefill_chunk: tokens computed at once, 1 to 4096. Scratch memory grows with it; results
                 do not change.
 

@@ -34,7 +34,8 @@ constexpr const char* kLibraries[] = {
     "indexer",
     "attention_decode",
     "attention_prefill",
-    "moe"};
+    "moe",
+    "moe_prefill"};
 
 class MetalBackend final : public Backend {
  public:

@@ -63,9 +63,28 @@ Recorder::Builder& Recorder::Builder::table_bytes(
 Recorder::Builder& Recorder::Builder::indirect(const void* data, uint64_t n_bytes, bool writes) {
   const BufferTable::Place place = recorder_.buffers_.find(data, n_bytes);
   recorder_.indirect_[place.buffer] |= writes;
+  writes_blocks_ |= writes;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
   ranges_.push_back({begin, begin + n_bytes, writes});
   return *this;
+}
+
+uint64_t Recorder::Builder::blocks(uint8_t* const* blocks, int64_t n) {
+  Recorder& r = recorder_;
+  reads_blocks_ = true;
+  const auto at = r.blocks_.find(blocks);
+  if (at != r.blocks_.end() && at->second.n >= n) return at->second.address;
+  const uint64_t n_bytes = sizeof(uint64_t) * std::max<int64_t>(n, 1);
+  auto* table = static_cast<uint64_t*>(r.tables_.take(r.buffers_, n_bytes));
+  for (int64_t i = 0; i < n; i++) {
+    const BufferTable::Place place = r.buffers_.find(blocks[i], 1);
+    r.indirect_.emplace(place.buffer, false);
+    table[i] = place.gpu_address;
+  }
+  const BufferTable::Place place = r.buffers_.find(table, n_bytes);
+  r.indirect_.emplace(place.buffer, false);
+  r.blocks_[blocks] = {n, place.gpu_address};
+  return place.gpu_address;
 }
 
 Recorder::Builder& Recorder::Builder::threadgroup_memory(uint64_t n_bytes) {
@@ -103,7 +122,12 @@ void Recorder::Builder::run(
   r.bindings_.insert(r.bindings_.end(), bindings_.begin(), bindings_.end());
   dispatch_.barrier = std::any_of(
       ranges_.begin(), ranges_.end(), [&](const Range& range) { return r.conflicts(range); });
-  if (dispatch_.barrier) r.pending_.clear();
+  if (reads_blocks_ && r.pending_block_writes_) dispatch_.barrier = 1;
+  if (dispatch_.barrier) {
+    r.pending_.clear();
+    r.pending_block_writes_ = false;
+  }
+  r.pending_block_writes_ |= writes_blocks_;
   r.pending_.insert(r.pending_.end(), ranges_.begin(), ranges_.end());
   r.dispatches_.push_back(dispatch_);
   r.records_.push_back({kernel_, reads_, dispatch_.barrier != 0});
@@ -155,6 +179,8 @@ void Recorder::clear() {
   bytes_.clear();
   indirect_.clear();
   pending_.clear();
+  pending_block_writes_ = false;
+  blocks_.clear();
   records_.clear();
   tables_.rewind();
   scratch_.rewind();

@@ -44,6 +44,11 @@ class Recorder {
     }
     /// Memory that the kernel reaches through an address in a table (see Recorder::address).
     Builder& indirect(const void* data, uint64_t n_bytes, bool writes);
+    /// The device's address of a table of addresses (uint64 each) of a session's first n history
+    /// blocks, for kernels that read rows of them. The table is made once a recording and session:
+    /// a million tokens are 2,048 blocks, and every layer reads them. Rows are written before they
+    /// are read and never again in a step, so only writes are waited for.
+    uint64_t blocks(uint8_t* const* blocks, int64_t n);
     Builder& threadgroup_memory(uint64_t n_bytes);
     /// Counts bytes of weights and rows that this dispatch is bound to read from memory; for
     /// the table in docs/metal.md.
@@ -69,6 +74,7 @@ class Recorder {
     std::vector<Range> ranges_;
     Dispatch dispatch_;
     uint64_t reads_ = 0;
+    bool reads_blocks_ = false, writes_blocks_ = false;
   };
 
   Recorder(Device& device, BufferTable& buffers, PipelineCache& pipelines, bool exact);
@@ -133,6 +139,12 @@ class Recorder {
   std::unordered_map<uint32_t, bool> indirect_;  // buffer -> written
   std::vector<IndirectUse> indirect_list_;
   std::vector<Builder::Range> pending_;  // touched since the last barrier
+  bool pending_block_writes_ = false;    // what Builder::indirect() announced as written
+  struct Blocks {
+    int64_t n;
+    uint64_t address;
+  };
+  std::unordered_map<const void*, Blocks> blocks_;  // tables made in this recording
   std::vector<Record> records_;
   Arena tables_, scratch_;
   void* nothing_ = nullptr;
