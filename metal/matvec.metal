@@ -58,7 +58,7 @@ template <uint kRows, uint kTokens>
   threadgroup half4* grid1 = grid + grid_entries(kType0);
   if (grid_entries(kType0) + grid_entries(kType1) > 0) {
     fill_grid(kType0, grid, i_thread, n_sg * 32);
-    fill_grid(kType1, grid1, i_thread, n_sg * 32);
+    if (kType1 != kType0) fill_grid(kType1, grid1, i_thread, n_sg * 32);
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
   uint p = 0;

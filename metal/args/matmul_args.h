@@ -33,4 +33,13 @@ struct MatvecArgs {
 };
 static_assert(sizeof(MatvecArgs) == 32 * kMatvecProducts + 32, "as on the other side");
 
+/// One product of matmul. Groups (grid.z) as above.
+struct MatmulArgs {
+  uint64_t row_bytes;
+  uint32_t n_in, n_rows, n_tokens;
+  uint32_t x_stride, y_stride, x_group_stride, y_group_stride;
+  uint32_t row_begin, scale_stride, padding;
+};
+static_assert(sizeof(MatmulArgs) == 48, "as on the other side");
+
 }  // namespace grebe
