@@ -32,12 +32,11 @@ template <uint NC>
     constant AttentionArgs& args [[buffer(0)]],
     device const AttentionSource* sources [[buffer(1)]],
     device const AttentionWork* works [[buffer(2)]],
-    device const ulong* blocks [[buffer(3)]],
-    device float* q [[buffer(4)]],
-    device const float* cos [[buffer(5)]],
-    device const float* sin [[buffer(6)]],
-    device const float* sinks [[buffer(7)]],
-    device float* partial [[buffer(8)]],
+    device float* q [[buffer(3)]],
+    device const float* cos [[buffer(4)]],
+    device const float* sin [[buffer(5)]],
+    device const float* sinks [[buffer(6)]],
+    device float* partial [[buffer(7)]],
     uint2 group [[threadgroup_position_in_grid]],
     uint tid [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
@@ -75,7 +74,7 @@ template <uint NC>
   for (uint base = begin; base < end; base += 32) {
     ulong at = 0;
     if (base + lane < end) {
-      at = row_address(args, source, blocks, i_query, n_visible, base + lane);
+      at = row_address(args, source, i_query, n_visible, base + lane);
     }
     const uint2 address = as_type<uint2>(at == 0 ? own : at);
     const uint valid = at != 0;

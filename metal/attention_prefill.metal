@@ -38,11 +38,10 @@ template <typename T, uint MB, uint RB>
     constant AttentionArgs& args [[buffer(0)]],
     device const AttentionSource* sources [[buffer(1)]],
     device const AttentionWork* works [[buffer(2)]],
-    device const ulong* blocks [[buffer(3)]],
-    device float* q [[buffer(4)]],
-    device const float* cos [[buffer(5)]],
-    device const float* sin [[buffer(6)]],
-    device const float* sinks [[buffer(7)]],
+    device float* q [[buffer(3)]],
+    device const float* cos [[buffer(4)]],
+    device const float* sin [[buffer(5)]],
+    device const float* sinks [[buffer(6)]],
     uint2 group [[threadgroup_position_in_grid]],
     uint tid [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
@@ -119,7 +118,7 @@ template <typename T, uint MB, uint RB>
     for (uint r = sg; r < kRows; r += n_groups) {
       ulong at = 0;
       if (begin + r < n_rows) {
-        at = row_address(args, source, blocks, i_query, n_visible, begin + r);
+        at = row_address(args, source, i_query, n_visible, begin + r);
       }
       for (uint j = 0; j < kMaxHeadDim / 256; j++) {
         const uint channel = (32 * j + lane) * 8;

@@ -18,7 +18,6 @@ constant constexpr float kLog2E = 1.44269504f;
 static inline ulong row_address(
     constant grebe::AttentionArgs& args,
     device const grebe::AttentionSource* source,
-    device const ulong* blocks,
     uint i_query,
     uint n_visible,
     uint r) {
@@ -36,7 +35,8 @@ static inline ulong row_address(
     s = selected[ulong(i_query) * args.top_k + s];
     if (s >= n_visible) return 0;  // the padding is -1
   }
-  return blocks[source->first_block + s / args.rows_per_block] +
+  device const ulong* blocks = (device const ulong*)(source->blocks_at);
+  return blocks[s / args.rows_per_block] + source->block_offset +
          ulong(s % args.rows_per_block) * args.row_bytes;
 }
 

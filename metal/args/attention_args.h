@@ -25,13 +25,13 @@ static_assert(sizeof(AttentionArgs) == 32, "as on the other side");
 struct AttentionSource {
   uint64_t ring_at;
   uint64_t new_rows_at;
-  uint64_t selected_at;  ///< 0: all visible rows
+  uint64_t selected_at;   ///< 0: all visible rows
+  uint64_t blocks_at;     ///< table of the addresses of the history's blocks
+  uint64_t block_offset;  ///< of the compressed rows in every block
   uint32_t ring_rows;
-  uint32_t first_block;  ///< in the table of block addresses
-  uint32_t pos;          ///< of the segment's first query
-  uint32_t padding;
+  uint32_t pos;  ///< of the segment's first query
 };
-static_assert(sizeof(AttentionSource) == 40, "as on the other side");
+static_assert(sizeof(AttentionSource) == 48, "as on the other side");
 
 /// What one row of threadgroups does: the rows [begin, end) of one query's list, in which the raw
 /// rows of the window come before the compressed ones.

@@ -28,12 +28,11 @@ enum Constant : uint32_t { kKvKind = 0, kHeadDim = 1, kRopeDim = 2, kNormQ = 3 }
 enum Buffer : uint32_t {
   kSources = 1,
   kWorks = 2,
-  kBlocks = 3,
-  kQuery = 4,
-  kCos = 5,
-  kSin = 6,
-  kSinks = 7,
-  kPartial = 8,
+  kQuery = 3,
+  kCos = 4,
+  kSin = 5,
+  kSinks = 6,
+  kPartial = 7,
 };
 enum MergeBuffer : uint32_t {
   kMergeMerges = 1,
@@ -101,13 +100,9 @@ class Batch {
     source.new_rows_at = recorder_.address(t.new_rows);
     source.selected_at = t.selected ? recorder_.address(t.selected) : 0;
     source.ring_rows = static_cast<uint32_t>(t.ring_rows);
-    source.first_block = static_cast<uint32_t>(blocks_.size());
+    source.block_offset = static_cast<uint64_t>(t.rows.offset);
     source.pos = static_cast<uint32_t>(t.segment.pos);
     sources_.push_back(source);
-    const int64_t visible = n_visible(t, t.segment.n - 1);
-    for (int64_t row = 0; row < visible; row += t.rows.rows_per_block) {
-      blocks_.push_back(recorder_.address(t.rows.row(row)));
-    }
     tasks_.push_back(&t);
     const int64_t first = row_end_ == 0 ? t.segment.row : std::min(row_begin_, t.segment.row);
     row_begin_ = first;
@@ -163,21 +158,21 @@ class Batch {
   }
 
   /// Everything that attention_decode and attention_prefill have in common.
-  void inputs(Recorder::Builder& b) const {
+  void inputs(Recorder::Builder& b) {
     constants(b);
+    for (size_t i = 0; i < tasks_.size(); i++) sources_[i].blocks_at = read_rows(*tasks_[i], b);
     b.args(args())
         .table(kSources, std::span<const AttentionSource>(sources_))
         .table(kWorks, std::span<const AttentionWork>(works_))
-        .table(kBlocks, std::span<const uint64_t>(blocks_))
         .read_write(kQuery, q(), q_bytes())
         .read(kCos, angles(op_.rope.cos), angle_bytes())
         .read(kSin, angles(op_.rope.sin), angle_bytes())
         .read(kSinks, op_.sinks, sizeof(float) * static_cast<uint64_t>(op_.n_heads));
-    for (const AttentionTask* t : tasks_) rows_of(*t, b);
   }
 
-  /// The rows that a task reads, each once.
-  void rows_of(const AttentionTask& t, Recorder::Builder& b) const {
+  /// Announces the rows that a task reads, each once. Returns the address of the table of its
+  /// history's blocks.
+  uint64_t read_rows(const AttentionTask& t, Recorder::Builder& b) const {
     const int64_t bytes = op_.format.row_bytes();
     // Positions [first, pos) of the ring, which may wrap around.
     const int64_t first = first_old(t, op_.window_size), n_old = t.segment.pos - first;
@@ -188,10 +183,6 @@ class Batch {
     }
     b.indirect(t.new_rows, static_cast<uint64_t>(t.segment.n * bytes), false);
     const int64_t visible = n_visible(t, t.segment.n - 1);
-    for (int64_t row = 0; row < visible; row += t.rows.rows_per_block) {
-      const int64_t n = std::min<int64_t>(t.rows.rows_per_block, visible - row);
-      b.indirect(t.rows.row(row), static_cast<uint64_t>(n * bytes), false);
-    }
     int64_t n_read = n_old + t.segment.n + visible;
     if (t.selected) {
       const int64_t n_picks = t.segment.n * t.top_k;
@@ -199,6 +190,8 @@ class Batch {
       n_read -= visible - std::min(visible, n_picks);
     }
     b.reads_bytes(static_cast<uint64_t>(n_read * bytes));
+    if (visible == 0) return 0;
+    return b.blocks(t.rows.blocks, (visible + t.rows.rows_per_block - 1) / t.rows.rows_per_block);
   }
 
   void record_decode() {
@@ -250,7 +243,6 @@ class Batch {
   std::vector<AttentionSource> sources_;
   std::vector<AttentionWork> works_;
   std::vector<AttentionMerge> merges_;
-  std::vector<uint64_t> blocks_;  // addresses of the stream in every block
   int64_t row_begin_ = 0, row_end_ = 0;
   uint32_t n_slots_ = 0, rows_per_block_ = 1, top_k_ = 0;
 };
