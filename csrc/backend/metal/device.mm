@@ -27,8 +27,8 @@
 namespace grebe::metal {
 namespace {
 
-constexpr uint64_t kPageBytes = 16384;   // of every Apple silicon Mac
-constexpr uint64_t kMaxArgsBytes = 4096; // of setBytes
+constexpr uint64_t kPageBytes = 16384;    // of every Apple silicon Mac
+constexpr uint64_t kMaxArgsBytes = 4096;  // of setBytes
 constexpr uint32_t kMaxBindings = 31;
 // A failed command buffer may never signal its event; its status is asked for this often.
 constexpr uint64_t kPollMs = 20;
@@ -101,10 +101,10 @@ class MetalDevice final : public Device {
   bool residency_changed_ = false;
 
   std::mutex mutex_;  // guards what follows; never held while compiling or waiting
-  std::vector<id<MTLBuffer>> buffers_;                    // by id - 1; nil: freed
-  std::vector<id<MTLLibrary>> libraries_;                 // by id - 1
-  std::vector<id<MTLComputePipelineState>> pipelines_;    // by id - 1
-  std::map<uint64_t, Command> commands_;                  // in order of encoding
+  std::vector<id<MTLBuffer>> buffers_;                  // by id - 1; nil: freed
+  std::vector<id<MTLLibrary>> libraries_;               // by id - 1
+  std::vector<id<MTLComputePipelineState>> pipelines_;  // by id - 1
+  std::map<uint64_t, Command> commands_;                // in order of encoding
   std::vector<Retired> retired_;
   uint64_t n_encoded_ = 0, n_committed_ = 0;
 };
@@ -202,8 +202,7 @@ Status MetalDevice::new_buffer(uint64_t n_bytes, DeviceBuffer *out) noexcept {
   }
 }
 
-Status MetalDevice::wrap_memory(
-    const void *base, uint64_t n_bytes, DeviceBuffer *out) noexcept {
+Status MetalDevice::wrap_memory(const void *base, uint64_t n_bytes, DeviceBuffer *out) noexcept {
   @autoreleasepool {
     id<MTLBuffer> buffer = [device_ newBufferWithBytesNoCopy:const_cast<void *>(base)
                                                       length:n_bytes
@@ -243,8 +242,7 @@ void MetalDevice::free_buffer(uint32_t number) noexcept {
 
 // ---- libraries and pipelines
 
-Status MetalDevice::new_library(
-    const char *name, const char *source, uint32_t *library) noexcept {
+Status MetalDevice::new_library(const char *name, const char *source, uint32_t *library) noexcept {
   @autoreleasepool {
     MTLCompileOptions *options = [[MTLCompileOptions alloc] init];
     options.languageVersion = MTLLanguageVersion3_1;
@@ -283,9 +281,7 @@ Status MetalDevice::new_pipeline(
     if (!from) return failure(Status::kCompile, "%s: no library %u", kernel, library);
     MTLFunctionConstantValues *values = [[MTLFunctionConstantValues alloc] init];
     for (uint64_t i = 0; i < n_constants; i++) {
-      [values setConstantValue:&constants[i].value
-                          type:MTLDataTypeUInt
-                       atIndex:constants[i].index];
+      [values setConstantValue:&constants[i].value type:MTLDataTypeUInt atIndex:constants[i].index];
     }
     NSError *error = nil;
     id<MTLFunction> function = [from newFunctionWithName:text(kernel)
@@ -344,8 +340,8 @@ Status MetalDevice::encode_dispatches(
     }
     if (d.args_bytes > 0 &&
         (!args || args->args_bytes != d.args_bytes ||
-         std::memcmp(
-             list.bytes + args->args_offset, list.bytes + d.args_offset, d.args_bytes) != 0)) {
+         std::memcmp(list.bytes + args->args_offset, list.bytes + d.args_offset, d.args_bytes) !=
+             0)) {
       args = &d;
       [encoder setBytes:list.bytes + d.args_offset length:d.args_bytes atIndex:0];
     }
@@ -470,9 +466,8 @@ void MetalDevice::forget(uint64_t command_buffer) {
   const std::lock_guard lock(mutex_);
   commands_.erase(command_buffer);
   const uint64_t oldest = commands_.empty() ? UINT64_MAX : commands_.begin()->first;
-  const auto keep = std::partition(retired_.begin(), retired_.end(), [&](const Retired &r) {
-    return r.last_user >= oldest;
-  });
+  const auto keep = std::partition(
+      retired_.begin(), retired_.end(), [&](const Retired &r) { return r.last_user >= oldest; });
   for (auto at = keep; at != retired_.end(); ++at) release_buffer(at->buffer);
   retired_.erase(keep, retired_.end());
 }
