@@ -28,6 +28,9 @@ constant constexpr uint kMaxGroups = kMaxHeadDim / 64;
 // rows of a matrix are read from different banks.
 constant constexpr uint kTilePad = 16;
 
+static inline void store4(threadgroup half* to, float4 x) { *(threadgroup half4*)(to) = half4(x); }
+static inline void store4(threadgroup float* to, float4 x) { *(threadgroup float4*)(to) = x; }
+
 // Heads 8 MB group.x and following of the query of works[group.y], whose rows are [0, work.end).
 //   q        f32[rows, n_heads, head_dim], in place
 //   cos, sin f32[rows, rope_dim / 2]
@@ -66,7 +69,8 @@ template <typename T, uint MB, uint RB>
   cos += ulong(work->i_row) * (kRopeDim / 2);
   sin += ulong(work->i_row) * (kRopeDim / 2);
   // This SIMD-group's channels, in blocks of 8.
-  const uint first = sg * 64, n_blocks = min((kHeadDim - first) / 8, 8u);
+  const uint first = sg * 64;
+  const uint n_blocks = kHeadDim % 64 == 0 ? 8 : min((kHeadDim - first) / 8, 8u);
 
   simdgroup_matrix<T, 8, 8> query[MB][8];
   for (uint mb = 0; mb < MB; mb++) {
@@ -81,7 +85,8 @@ template <typename T, uint MB, uint RB>
         const uint channel = (32 * j + lane) * 8;
         if (channel >= kHeadDim) break;
         threadgroup T* to = tile + h * stride + channel;
-        for (uint c = 0; c < 8; c++) to[c] = T(x[2 * j + c / 4][c % 4]);
+        store4(to, x[2 * j]);
+        store4(to + 4, x[2 * j + 1]);
       }
     }
     // The device flag: q is read here and written at the end.
@@ -130,11 +135,9 @@ template <typename T, uint MB, uint RB>
         if (at != 0) {
           kv = kv_chunk((device const uchar*)(at), channel, kKvKind, kHeadDim, kRopeDim);
         }
-        kv.lo *= kv.scale;
-        kv.hi *= kv.scale;
         threadgroup T* to = tile + r * stride + channel;
-        for (uint c = 0; c < 4; c++) to[c] = T(kv.lo[c]);
-        for (uint c = 0; c < 4; c++) to[4 + c] = T(kv.hi[c]);
+        store4(to, kv.lo * kv.scale);
+        store4(to + 4, kv.hi * kv.scale);
       }
       if (lane == 0) used[r] = at != 0 ? 1.f : 0.f;
     }
