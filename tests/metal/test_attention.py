@@ -204,7 +204,14 @@ def test_without_norm(metal, cpu):
 @pytest.mark.parametrize("n", [1, 16])
 @pytest.mark.parametrize(
     ("what", "value"),
-    [("q", np.nan), ("q", np.inf), ("sinks", np.nan), ("row", np.nan), ("row", np.inf), ("scale", 255)],
+    [
+        ("q", np.nan),
+        ("q", np.inf),
+        ("sinks", np.nan),
+        ("row", np.nan),
+        ("row", np.inf),
+        ("scale", 255),
+    ],
 )
 def test_what_is_not_finite_stays_so(metal, n, what, value):
     """... in the queries and heads that meet it, and nowhere else."""
