@@ -135,6 +135,10 @@ class Control:
             raise KeyError(name)
         return value
 
+    def reset(self) -> None:
+        """Sets everything back to where it started."""
+        self._lib.fake_metal_reset()
+
     def reports(self) -> list[str]:
         """What was found since the last call, one line each."""
         text = ctypes.create_string_buffer(1 << 20)

@@ -31,6 +31,7 @@ std::vector<Setting*> all_settings(Settings& s) {
       &s.fail_pipeline,
       &s.fail_command,
       &s.fail_command_code,
+      &s.ignore_barriers,
       &s.execute,
       &s.hold};
 }
@@ -55,6 +56,7 @@ Settings& settings() {
       if (const char* text = std::getenv(variable.c_str())) {
         setting->value = std::strtoull(text, nullptr, 0);
       }
+      setting->initial = setting->value;
     }
     return made;
   }();
@@ -99,6 +101,10 @@ extern "C" int fake_metal_set(const char* name, uint64_t value) {
     }
   }
   return -1;
+}
+
+extern "C" void fake_metal_reset() {
+  for (Setting* setting : all_settings(settings())) setting->value = setting->initial;
 }
 
 extern "C" uint64_t fake_metal_get(const char* name) {

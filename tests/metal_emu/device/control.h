@@ -12,6 +12,7 @@ namespace fake_metal {
 struct Setting {
   const char* name;
   std::atomic<uint64_t> value;
+  uint64_t initial = 0;  ///< set when the environment has been read
 };
 
 struct Settings {
@@ -30,6 +31,7 @@ struct Settings {
   Setting fail_pipeline{"fail_pipeline", {0}};
   Setting fail_command{"fail_command", {0}};
   Setting fail_command_code{"fail_command_code", {1}};  ///< MTLCommandBufferError
+  Setting ignore_barriers{"ignore_barriers", {0}};      ///< 1: memoryBarrier calls have no effect
   Setting execute{"execute", {1}};  ///< 0: command buffers are done at once and do nothing
   Setting hold{"hold", {0}};        ///< 1: committed command buffers do not start
 };
@@ -53,6 +55,8 @@ __attribute__((format(printf, 1, 2))) void report(const char* format, ...);
 extern "C" {
 /// 0, or -1 when there is no such setting.
 int fake_metal_set(const char* name, uint64_t value);
+/// Sets everything back to where it started.
+void fake_metal_reset();
 /// A setting, or one of: live_objects, dispatches, barriers, command_buffers, libraries, buffers,
 /// buffer_bytes. UINT64_MAX when there is none.
 uint64_t fake_metal_get(const char* name);

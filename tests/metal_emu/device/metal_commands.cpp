@@ -379,6 +379,7 @@ void dispatch(Encoder* self, SEL, Size groups, Size threads) {
 void barrier(Encoder* self, SEL, NSUInteger) {
   if (!is_open(self, "memoryBarrierWithScope")) return;
   counters().barriers++;
+  if (settings().ignore_barriers.value) return;
   self->commands->work.push_back([](Queue& queue) { queue.hazard = next_hazard(); });
 }
 
