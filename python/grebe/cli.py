@@ -1,4 +1,4 @@
-"""The command ``grebe``: run, inspect, bench, tokenize, perplexity.
+"""The command ``grebe``: run, inspect, bench, tokenize, perplexity, doctor.
 
 Exit status: 0 done; 1 something failed; 2 wrong usage, a prompt that does not fit, a file that is
 damaged or not supported, a backend that is not there; 130 interrupted by Ctrl-C. Errors are one
@@ -53,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_bench(commands_)
     _add_tokenize(commands_)
     _add_perplexity(commands_)
+    _add_doctor(commands_)
     return parser
 
 
@@ -211,6 +212,23 @@ def _add_perplexity(subparsers: argparse._SubParsersAction[argparse.ArgumentPars
     )
     parser.add_argument("--json", action="store_true")
     _add_model(parser)
+
+
+def _add_doctor(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "doctor",
+        help="whether the ops are right on this machine",
+        description="Runs single ops of a backend on random numbers and compares them with plain "
+        "code on the CPU. The output says what a report of a failure should.",
+    )
+    parser.set_defaults(run=commands.doctor)
+    parser.add_argument(
+        "--backend", choices=("auto", "cpu", "metal"), default="auto", help="default: as run"
+    )
+    parser.add_argument(
+        "--op", action="append", metavar="NAME", help="only this op; may be repeated"
+    )
+    parser.add_argument("--json", action="store_true")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

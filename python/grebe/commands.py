@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Sampling
-from .errors import InvalidArgumentError
+from .errors import GrebeError, InvalidArgumentError
 from .progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .model import Model
 
-__all__ = ["bench", "inspect", "perplexity", "run", "tokenize"]
+__all__ = ["bench", "doctor", "inspect", "perplexity", "run", "tokenize"]
 
 
 def _load(args: argparse.Namespace) -> Model:
@@ -243,3 +243,41 @@ def perplexity(args: argparse.Namespace) -> None:
         f"{result.bits_per_byte:.4f} bits a byte over {result.n_tokens} tokens "
         f"({result.tok_per_s:.0f} tok/s)"
     )
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """``grebe doctor``: a table of ops, or one JSON object; an error when one of them is wrong."""
+    from . import doctor as checks
+    from .report import columns, printable
+
+    chosen = checks.choose(args.op)
+    system = checks.system(args.backend)
+    results = []
+    with ProgressBar("ops") as bar:
+        for result in checks.examine(args.backend, chosen):
+            results.append(result)
+            bar(len(results), len(chosen))
+    wrong = [r for r in results if not r.ok]
+    if args.json:
+        _print_json({"system": system, "results": [asdict(r) for r in results]})
+    else:
+        print(columns([(name, value) for name, value in system.items() if value], indent=""))
+        head = ("op", "shape", "arithmetic", "error", "tolerance", "", "ms")
+        body = [
+            (
+                r.op,
+                r.shape,
+                "float32" if r.exact else "as models use it",
+                "-" if r.error is None else f"{r.error:.1e}",
+                f"{r.tolerance:.0e}",
+                "ok" if r.ok else "FAIL",
+                f"{r.ms:.2f}",
+            )
+            for r in results
+        ]
+        print("\n" + columns([head, *body], right="lllrrlr", indent=""))
+        for r in wrong:
+            if r.problem:
+                print(f"{r.op}, {r.shape}: {printable(r.problem)}")
+    if wrong:
+        raise GrebeError(f"{len(wrong)} of {len(results)} cases are wrong on this machine")

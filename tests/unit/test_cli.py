@@ -22,7 +22,7 @@ from grebe.measure import negative_log_likelihood
 from grebe.progress import ProgressBar
 from grebe.report import columns, file_report, size, tensor_report
 
-COMMANDS = ("run", "inspect", "bench", "tokenize", "perplexity")
+COMMANDS = ("run", "inspect", "bench", "tokenize", "perplexity", "doctor")
 
 
 @pytest.fixture(autouse=True)
