@@ -69,16 +69,16 @@ def expect_packed(rows, plain, form, kind):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize(("n", "dim"), [(1, 96), (3, 32), (5, 160), (2, 544)])
-def test_kv_rows(metal, cpu, form, n, dim):
+def test_kv_rows(checked, cpu, form, n, dim):
     rng = np.random.default_rng(n)
     kv = floats(rng, n, dim) * np.exp(2 * rng.standard_normal((n, 1))).astype(np.float32)
     kv[0, : min(dim - ROPE, 64)] *= 1e-7  # below the smallest scale
     norm, (cos, sin) = floats(rng, dim), angles(range(7, 7 + n))
-    plain = metal.kv_rows(kv, norm, cos, sin, "off").view(np.float32)
+    plain = checked.kv_rows(kv, norm, cos, sin, "off").view(np.float32)
     np.testing.assert_allclose(
         plain, cpu.kv_rows(kv, norm, cos, sin, "off").view(np.float32), **TOLERANCE
     )
-    expect_packed(metal.kv_rows(kv, norm, cos, sin, form), plain, form, "kv")
+    expect_packed(checked.kv_rows(kv, norm, cos, sin, form), plain, form, "kv")
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -97,11 +97,11 @@ def test_what_is_not_finite_stays_so(metal, form, bad):
 @pytest.mark.parametrize(
     ("ratio", "dim", "n"), [(4, 96, 21), (128, 96, 130), (128, 64, 127), (4, 544, 4)]
 )
-def test_pool_alone(metal, cpu, ratio, dim, n):
+def test_pool_alone(checked, cpu, ratio, dim, n):
     rng = np.random.default_rng(ratio)
     width = 2 * dim if ratio == 4 else dim
     args = floats(rng, n, width), 4 * floats(rng, n, width), floats(rng, ratio, width), dim
-    np.testing.assert_allclose(metal.pool(*args), cpu.pool(*args), **TOLERANCE)
+    np.testing.assert_allclose(checked.pool(*args), cpu.pool(*args), **TOLERANCE)
 
 
 class Layer:
@@ -210,7 +210,7 @@ def test_cuts_do_not_change_a_bit(metal, ratio):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("index_dim", [32, 128])
-def test_sessions_side_by_side(metal, cpu, form, index_dim):
+def test_sessions_side_by_side(checked, cpu, form, index_dim):
     layer = Layer(4, [("kv", 96), ("index", index_dim)], seed=2)
     parts = []
     for before, n, checkpoints in [(0, 13, [4, 12]), (5, 1, []), (7, 1, [8]), (2, 30, [32])]:
@@ -221,8 +221,8 @@ def test_sessions_side_by_side(metal, cpu, form, index_dim):
     n = sum(len(tokens[0][0]) for tokens, *_ in parts)
     cos, sin = angles(range(n), compressed=False)
     raw = dict(kv=floats(layer.rng, n, 96), norm=floats(layer.rng, 96), cos=cos, sin=sin)
-    got = layer.step(metal, parts, form, raw)
-    plain = layer.step(metal, parts, "off", raw)
+    got = layer.step(checked, parts, form, raw)
+    plain = layer.step(checked, parts, "off", raw)
     want = layer.step(cpu, parts, "off", raw)
     np.testing.assert_allclose(plain[0].view(np.float32), want[0].view(np.float32), **TOLERANCE)
     expect_packed(got[0], plain[0].view(np.float32), form, "kv")
