@@ -353,14 +353,14 @@ static uint n_candidates(uint n, uint level, uint slice, uint top_k) {
     device int* rows_out [[buffer(6)]],
     uint2 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
-    uint3 n_threads_3 [[threads_per_threadgroup]],
+    uint2 threads [[threads_per_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simd [[simdgroup_index_in_threadgroup]],
     uint n_simds [[simdgroups_per_threadgroup]]) {
   threadgroup uint range[2 * 32];
   threadgroup uint counts[2 * 3 * 32];
   threadgroup uint places[2 * 32];
-  const uint n_threads = n_threads_3.x, top_k = uint(a.top_k), slice = uint(a.slice);
+  const uint n_threads = threads.x, top_k = uint(a.top_k), slice = uint(a.slice);
   device const IndexQuery& query = queries[group.y];
   device int* out = query.out;
   const uint level = uint(a.level), visible = uint(query.visible);
