@@ -139,6 +139,13 @@ class Control:
         """Sets everything back to where it started."""
         self._lib.fake_metal_reset()
 
+    def methods(self) -> dict[tuple[str, str], str]:
+        """Type encodings by class and selector."""
+        text = ctypes.create_string_buffer(1 << 20)
+        self._lib.fake_metal_methods(text, len(text))
+        lines = [line.split(" ") for line in text.value.decode().splitlines()]
+        return {(owner, selector): types for owner, selector, types in lines}
+
     def reports(self) -> list[str]:
         """What was found since the last call, one line each."""
         text = ctypes.create_string_buffer(1 << 20)

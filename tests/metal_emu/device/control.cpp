@@ -123,6 +123,10 @@ extern "C" uint64_t fake_metal_get(const char* name) {
   return UINT64_MAX;
 }
 
+extern "C" void fake_metal_methods(char* text, int capacity) {
+  std::snprintf(text, static_cast<size_t>(capacity), "%s", describe_methods().c_str());
+}
+
 extern "C" int fake_metal_reports(char* text, int capacity) {
   const std::lock_guard lock(reports().mutex);
   std::vector<std::string>& lines = reports().lines;

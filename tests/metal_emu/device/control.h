@@ -60,6 +60,8 @@ void fake_metal_reset();
 /// A setting, or one of: live_objects, dispatches, barriers, command_buffers, libraries, buffers,
 /// buffer_bytes. UINT64_MAX when there is none.
 uint64_t fake_metal_get(const char* name);
+/// "class selector types" of every method, inherited ones included, one a line.
+void fake_metal_methods(char* text, int capacity);
 /// Number of findings so far, of the validation and of the kernel checker. With `text`, writes them
 /// one a line (cut at `capacity` bytes, always terminated) and forgets them.
 int fake_metal_reports(char* text, int capacity);

@@ -180,6 +180,20 @@ const Method* find_method(const Class* c, const std::string& selector) {
   return nullptr;
 }
 
+std::string describe_methods() {
+  std::string out;
+  for (const auto& [name, c] : classes()) {
+    for (const Class* kind : {static_cast<const Class*>(c), static_cast<const Class*>(c->isa)}) {
+      for (const Class* from = kind; from; from = from->super) {
+        for (const auto& [selector, method] : *from->methods) {
+          out += name + " " + selector + " " + method.types + "\n";
+        }
+      }
+    }
+  }
+  return out;
+}
+
 Class* root_class() { return g_root; }
 
 void count_new_object() { g_live++; }

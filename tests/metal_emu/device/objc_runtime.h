@@ -51,6 +51,9 @@ Class* define_class(const char* name, Class* super);
 Class* find_class(const char* name);
 const Method* find_method(const Class* c, const std::string& selector);
 
+/// "class selector types" of every method, one a line.
+std::string describe_methods();
+
 void* retain(void* object);
 void release(void* object);
 void* autorelease(void* object);
