@@ -1,0 +1,102 @@
+"""Compiles a library for the runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from .rewriter import rewrite
+from .source import Source
+from .tools import (
+    INCLUDE,
+    CompileError,
+    cache_folder,
+    cxx,
+    fingerprint,
+    linker,
+    run,
+    target,
+    written_whole,
+)
+
+# Clang refuses or comments on much that is right in Metal.
+WARNINGS = ["-Wno-everything"]
+
+_OPTIONS = [
+    "-x", "c++", "-std=c++17", "-DMSL_EXEC", "-fPIC", "-nostdinc", "-nostdinc++", "-fno-exceptions",
+    "-fno-rtti", "-fno-strict-aliasing", "-fno-math-errno", "-fno-stack-protector",
+    "-fvisibility=hidden", "-fno-threadsafe-statics",
+    # Metal contracts a * b + c by default, and rounds half after every operation.
+    "-ffp-contract=fast", "-Xclang", "-ffloat16-excess-precision=none",
+    # Line tables for the messages, in the version that the runtime reads.
+    "-gline-tables-only", "-gdwarf-4",
+    *WARNINGS,
+]  # fmt: skip
+_PLAIN = ["-O2", "-DMSL_CHECKED=0"]
+_CHECKED = [
+    "-O1", "-DMSL_CHECKED=1", "-fsanitize=thread",
+    # The pass has no callback for accesses wider than 16 bytes.
+    "-fno-vectorize", "-fno-slp-vectorize",
+    "-mllvm", "-tsan-instrument-func-entry-exit=0",
+    # x += 1 reads x, which may never have been written.
+    "-mllvm", "-tsan-instrument-read-before-write=1",
+]  # fmt: skip
+
+
+def compile_library(source: Source, race: bool = False, output: Path | None = None) -> Path:
+    """Compiles a library, or finds it in the cache.
+
+    Args:
+        source: the Metal text.
+        race: check every memory access.
+        output: also put the library here.
+
+    Returns:
+        The library: ``output``, or its place in the cache.
+
+    Raises:
+        CompileError: what the compiler said, by .metal line.
+    """
+    preprocessed = source.preprocess()
+    options = [*_OPTIONS, *(_CHECKED if race else _PLAIN)]
+    key = hashlib.sha256("\0".join([fingerprint(), *options, preprocessed]).encode()).hexdigest()
+    library = cache_folder() / f"kernels-{key[:24]}.so"
+    if not library.exists():
+        with written_whole(library) as path:
+            _compile(preprocessed, options, race, path)
+    if output is None:
+        return library
+    with written_whole(output) as path:
+        path.write_bytes(library.read_bytes())
+    return output
+
+
+def _compile(preprocessed: str, options: list[str], race: bool, output: Path) -> None:
+    text = f'#include "{INCLUDE}/emu/metal.h"\n#include "{INCLUDE}/emu/entry.h"\n'
+    if race:
+        text += f'#include "{INCLUDE}/emu/checked.h"\n'
+    text += rewrite(preprocessed, "exec").text
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder, "kernels.o")
+        result = run([*cxx(), *target(), *options, "-c", "-", "-o", code], text)
+        if result.returncode:
+            raise CompileError(result.stderr)
+        result = run([*linker(), code, _libm(Path(folder)), "-o", output])
+        if result.returncode:
+            raise CompileError(result.stderr)
+
+
+def _libm(folder: Path) -> Path:
+    """An empty library by the name of libm: makes the loader bring the real one."""
+    empty, library = folder / "empty.o", folder / "libm.so.6"
+    named = "-soname" if linker()[-2] == "ld.lld" else "-Wl,-soname"
+    soname = [named, "libm.so.6"] if named == "-soname" else [f"{named},libm.so.6"]
+    for command in (
+        [*cxx(), *target(), "-x", "c", "-fPIC", "-c", "-", "-o", empty],
+        [*linker(), *soname, empty, "-o", library],
+    ):
+        result = run(command, "")
+        if result.returncode:
+            raise CompileError(result.stderr)
+    return library
