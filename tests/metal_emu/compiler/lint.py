@@ -30,10 +30,12 @@ _EXTENSIONS = (
 _NO_GENERIC = _EXTENSIONS + ",-__opencl_c_generic_address_space"
 
 # Without the generic address space clang cannot copy a struct out of device, constant or
-# threadgroup memory, nor pick a function template by its address; Apple's compiler can.
+# threadgroup memory, nor assign {...}, nor pick a function template by its address; Apple's
+# compiler can.
 _GAP = re.compile(
     r"error: (no matching constructor for initialization of|no viable overloaded '='"
-    r"|reference to overloaded function could not be resolved)"
+    r"|reference to overloaded function could not be resolved"
+    r"|binding reference of type '__private \w+' to value of type 'void' changes address space)"
 )
 _LOCATION = re.compile(r"(.*?):(\d+):\d+$")
 _DECLARATION = re.compile(
@@ -79,7 +81,7 @@ def _compiler_errors(stderr: str) -> list[str]:
         if "error" not in head:
             continue
         copies = any("implicit copy" in note or "implicit move" in note for note in notes)
-        if _GAP.search(head) and (copies or "overloaded function" in head):
+        if _GAP.search(head) and (copies or "overloaded" in head or "'void'" in head):
             errors.append("")
         else:
             context = notes[:2] + [note for note in notes[2:] if "requested here" in note]

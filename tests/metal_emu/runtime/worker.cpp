@@ -33,11 +33,11 @@ void* reserve(size_t n_bytes) {
 
 const char* op_name(msl_op op) {
   switch (op) {
-    case kMslReduce: return "simd reduction";
-    case kMslPrefix: return "simd prefix sum";
-    case kMslShuffle: return "simd shuffle";
-    case kMslVote: return "simd vote";
-    case kMslMatrix: return "simdgroup matrix multiplication";
+    case kMslReduceOp: return "simd reduction";
+    case kMslPrefixOp: return "simd prefix sum";
+    case kMslShuffleOp: return "simd shuffle";
+    case kMslVoteOp: return "simd vote";
+    case kMslMatrixOp: return "simdgroup matrix multiplication";
     case kMslBarrierOp: return "simdgroup_barrier";
   }
   return "collective";
@@ -133,7 +133,7 @@ bool Worker::resolve(SimdGroup& group, Lane* self, bool stuck) {
   }
   const auto n_lanes = static_cast<unsigned>(__builtin_popcount(mask));
   const char* kernel = job->kernel->name;
-  const bool wants_all = first->op == kMslMatrix || first->op == kMslBarrierOp;
+  const bool wants_all = first->op == kMslMatrixOp || first->op == kMslBarrierOp;
   if (!uniform) {
     report(
         first->site,
@@ -142,13 +142,13 @@ bool Worker::resolve(SimdGroup& group, Lane* self, bool stuck) {
         kernel);
   } else if (wants_all && (n_lanes != group.n || n_lanes != kSimdWidth)) {
     // A last SIMD-group of fewer lanes may have barriers, but no matrices.
-    if (first->op == kMslMatrix || n_lanes != group.n) {
+    if (first->op == kMslMatrixOp || n_lanes != group.n) {
       report(
           first->site,
           "%s with %u of %u lanes [kernel %s]",
           op_name(first->op),
           n_lanes,
-          first->op == kMslMatrix ? kSimdWidth : group.n,
+          first->op == kMslMatrixOp ? kSimdWidth : group.n,
           kernel);
     }
   }

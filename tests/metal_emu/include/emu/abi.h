@@ -65,7 +65,7 @@ enum { kMslWrite = 1, kMslAtomic = 2 };
 /// Bits of a barrier's flags.
 enum { kMslDeviceMemory = 1, kMslThreadgroupMemory = 2 };
 /// Names of collectives in reports; simdgroup matrix operations want all lanes.
-enum msl_op : unsigned { kMslReduce, kMslPrefix, kMslShuffle, kMslVote, kMslMatrix, kMslBarrierOp };
+enum msl_op : unsigned { kMslReduceOp, kMslPrefixOp, kMslShuffleOp, kMslVoteOp, kMslMatrixOp, kMslBarrierOp };
 
 /// What kernels call. `site` is the return address of the call in the kernel.
 struct msl_runtime {

@@ -43,7 +43,7 @@
   template <class T>                                                                         \
   MSL_INLINE T simd_##NAME(T v) {                                                            \
     T r;                                                                                     \
-    msl_collective(&msl_reduce_##NAME<T>::run, &v, &r, kMslReduce);                          \
+    msl_collective(&msl_reduce_##NAME<T>::run, &v, &r, kMslReduceOp);                          \
     return r;                                                                                \
   }                                                                                          \
   }
@@ -122,7 +122,7 @@ template <msl_shuffle_kind K, class T>
 MSL_INLINE T msl_shuffle(T value, int lane, T fill) {
   msl_shuffle_args<T> args{value, lane, fill};
   T r;
-  msl_collective(&msl_shuffler<T, K>::run, &args, &r, kMslShuffle);
+  msl_collective(&msl_shuffler<T, K>::run, &args, &r, kMslShuffleOp);
   return r;
 }
 
@@ -144,7 +144,7 @@ struct msl_voter {
 template <msl_vote_kind K>
 MSL_INLINE ulong msl_vote(int predicate) {
   ulong r;
-  msl_collective(&msl_voter<K>::run, &predicate, &r, kMslVote);
+  msl_collective(&msl_voter<K>::run, &predicate, &r, kMslVoteOp);
   return r;
 }
 
@@ -153,7 +153,7 @@ MSL_INLINE ulong msl_vote(int predicate) {
 template <class T, bool kInclusive, bool kProduct>
 MSL_INLINE T msl_prefix_of(T v) {
   T r;
-  msl_collective(&msl_prefix<T, kInclusive, kProduct>::run, &v, &r, kMslPrefix);
+  msl_collective(&msl_prefix<T, kInclusive, kProduct>::run, &v, &r, kMslPrefixOp);
   return r;
 }
 

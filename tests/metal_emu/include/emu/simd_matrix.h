@@ -109,7 +109,7 @@ MSL_INLINE void simdgroup_multiply_accumulate(
     const msl_simd_matrix<TB, 8, 8>& b,
     const msl_simd_matrix<TC, 8, 8>& c) {
   msl_matrix_args<TD> args{d.e, a.e, b.e, c.e};
-  msl_collective(&msl_multiplier<TD, TA, TB, TC, true>::run, &args, nullptr, kMslMatrix);
+  msl_collective(&msl_multiplier<TD, TA, TB, TC, true>::run, &args, nullptr, kMslMatrixOp);
 }
 template <class TD, class TA, class TB>
 MSL_INLINE void simdgroup_multiply(
@@ -117,7 +117,7 @@ MSL_INLINE void simdgroup_multiply(
     const msl_simd_matrix<TA, 8, 8>& a,
     const msl_simd_matrix<TB, 8, 8>& b) {
   msl_matrix_args<TD> args{d.e, a.e, b.e, nullptr};
-  msl_collective(&msl_multiplier<TD, TA, TB, TD, false>::run, &args, nullptr, kMslMatrix);
+  msl_collective(&msl_multiplier<TD, TA, TB, TD, false>::run, &args, nullptr, kMslMatrixOp);
 }
 
 }  // namespace metal
