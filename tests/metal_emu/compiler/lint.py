@@ -81,7 +81,7 @@ def _compiler_errors(stderr: str) -> list[str]:
         if "error" not in head:
             continue
         copies = any("implicit copy" in note or "implicit move" in note for note in notes)
-        if _GAP.search(head) and (copies or "overloaded" in head or "'void'" in head):
+        if _GAP.search(head) and (copies or "overloaded function" in head or "'void'" in head):
             errors.append("")
         else:
             context = notes[:2] + [note for note in notes[2:] if "requested here" in note]

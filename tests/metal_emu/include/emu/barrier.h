@@ -24,8 +24,9 @@ using metal::operator|;
 extern "C" __attribute__((visibility("default"))) msl_library __msl_library;
 
 // convergent: clang must not copy a call into two branches, since lanes would then wait apart.
+// optnone: else it finds nothing convergent inside and drops the attribute.
 #define MSL_GATE static __attribute__((noinline, unused, nodebug)) MSL_UNCHECKED
-#define MSL_MEETING __attribute__((convergent)) MSL_GATE
+#define MSL_MEETING __attribute__((convergent, optnone)) MSL_GATE
 MSL_MEETING void msl_collective(msl_leader leader, const void* in, void* out, msl_op op) {
   __msl_library.runtime->collective(leader, in, out, op, __builtin_return_address(0));
 }
