@@ -4,7 +4,8 @@ Run as a program, it prints the path of the library, for GREBE_TEST_METAL_DEVICE
 
     python -m tests.metal_emu.device.build
 
-The compiler is that of the ziglang package (clang); METAL_EMU_CXX names another clang++.
+device.mm is compiled by clang, that of the ziglang package; the rest, and the linking, is done by the
+system's C++ compiler where there is one. METAL_EMU_CXX names a clang++ for everything.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -29,11 +32,16 @@ OBJC = ["-fobjc-runtime=gnustep-2.0", "-fblocks"]
 INCLUDES = [f"-I{HERE / 'sysroot'}", f"-I{ENGINE}", f"-I{HERE}"]
 
 
-def compiler() -> list[str]:
-    named = os.environ.get("METAL_EMU_CXX")
-    if named:
-        return shlex.split(named)
-    return [sys.executable, "-m", "ziglang", "c++", "-fno-sanitize=undefined"]
+def compilers() -> tuple[list[str], list[str]]:
+    """For Objective-C++; and for C++ and linking, with the same C++ library."""
+    from tests.metal_emu.compiler import tools
+
+    host = tools.host_cxx()
+    if os.environ.get("METAL_EMU_CXX") or "zig" in Path(host[0]).name:
+        return host, host
+    # Plain clang finds the system's C++ headers. Those of C come with zig, and go after them.
+    zig = tools.zig()
+    return [str(zig), "clang", "-idirafter", str(zig.parent / "lib" / "include")], host
 
 
 def cache() -> Path:
@@ -43,10 +51,11 @@ def cache() -> Path:
     return folder
 
 
-def run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+def run(command: Sequence[str | Path]) -> None:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"{shlex.join(command)}\n{done.stderr}")
+        raise RuntimeError(f"{shlex.join(words)}\n{done.stderr}")
 
 
 def build(
@@ -63,31 +72,31 @@ def build(
 
     runtime = Path(runtime_path())
     exports = exports or HERE / "exports.map"
+    objective, plain = compilers()
     sources = [*SOURCES, *(extra or [])]
     headers = [*HERE.glob("*.h"), *HERE.glob("sysroot/*/*.h"), HERE.parent / "runtime" / "emu.h"]
     headers += [ENGINE / "backend/metal/device.h", ENGINE / "backend/metal/device_loader.h"]
-    key = hashlib.sha256(repr((compiler(), FLAGS, platform.machine(), str(runtime))).encode())
+    settings = repr((objective, plain, FLAGS, platform.machine(), str(runtime)))
+    key = hashlib.sha256(settings.encode())
     for path in [Path(__file__), exports, *sources, *sorted(headers)]:
         key.update(path.read_bytes() + b"\0")
     library = cache() / f"{name}-{key.hexdigest()[:16]}.so"
     if library.exists():
         return library
     with tempfile.TemporaryDirectory(dir=cache()) as work:
-        objects, jobs = [], []
+        commands, objects = [], []
         for source in sources:
-            out = Path(work) / (source.name + ".o")
-            command = [*compiler(), *FLAGS, *INCLUDES, "-c", "-o", str(out), str(source)]
+            objects.append(Path(work) / (source.name + ".o"))
+            language = [*plain, *FLAGS]
             if source.suffix == ".mm":
                 arc = [] if source in (extra or []) else ["-fobjc-arc"]
-                command[-1:-1] = ["-x", "objective-c++", *OBJC, *arc]  # -x is for files after it
-            objects.append(str(out))
-            jobs.append(command)
-        for command in jobs:
-            run(command)
+                language = [*objective, *FLAGS, "-x", "objective-c++", *OBJC, *arc]
+            commands.append([*language, *INCLUDES, "-c", "-o", objects[-1], source])
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(run, commands))
         made = Path(work) / library.name
-        link = [*compiler(), "-shared", *objects, str(runtime), "-o", str(made)]
-        link += [f"-Wl,--version-script={exports}", "-lpthread", "-ldl"]
-        run(link)
+        link = [*plain, "-shared", *objects, runtime, "-o", made]
+        run([*link, f"-Wl,--version-script={exports}", "-lpthread", "-ldl"])
         made.replace(library)
     return library
 
@@ -99,11 +108,9 @@ def compiler_command() -> str:
 
 def compiler_stamp() -> str:
     """For METAL_EMU_STAMP: a value that changes with the emulator's compiler and headers."""
-    key = hashlib.sha256(os.environ.get("METAL_EMU_CLANG", "").encode())
-    for path in sorted([*HERE.parent.glob("compiler/*.py"), *HERE.parent.glob("include/**/*")]):
-        if path.is_file():
-            key.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return key.hexdigest()[:16]
+    from tests.metal_emu.compiler import tools
+
+    return tools.fingerprint()
 
 
 def environment() -> dict[str, str]:

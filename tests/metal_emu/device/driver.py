@@ -90,15 +90,17 @@ class IndirectUse(c.Structure):
 
 
 def library() -> Path:
-    """The compiled driver. A Mac links the real device.mm."""
-    command = [*build.compiler(), "-std=c++20", "-O1", "-g1", "-fPIC", f"-I{build.ENGINE}"]
+    """The compiled driver: with device.mm on a Mac, else with what loads the simulated device."""
     sources = [build.HERE / "driver.cpp"]
     if sys.platform == "darwin":
         sources.append(build.ENGINE / "backend/metal/device.mm")
-        command = ["clang++", "-std=c++20", "-O1", "-g", "-fobjc-arc", f"-I{build.ENGINE}"]
-        command += ["-framework", "Metal", "-framework", "Foundation", "-framework", "CoreGraphics"]
+        compiler, last = ["clang++", "-fobjc-arc"], []
+        for name in ("Metal", "Foundation", "CoreGraphics"):
+            last += ["-framework", name]
     else:
         sources.append(LOADER)
+        compiler, last = build.compilers()[1], ["-ldl"]
+    command = [*compiler, "-std=c++20", "-O1", "-g", "-fPIC", f"-I{build.ENGINE}"]
     key = hashlib.sha256(repr(command).encode())
     for path in [*sources, build.ENGINE / "backend/metal/device.h", LOADER.with_suffix(".h")]:
         key.update(path.read_bytes())
@@ -106,16 +108,7 @@ def library() -> Path:
     if not out.exists():
         with tempfile.TemporaryDirectory(dir=build.cache()) as work:
             made = Path(work) / out.name
-            build.run(
-                [
-                    *command,
-                    "-shared",
-                    *map(str, sources),
-                    "-o",
-                    str(made),
-                    *(["-ldl"] if sys.platform != "darwin" else []),
-                ]
-            )
+            build.run([*command, "-shared", *sources, *last, "-o", made])
             made.replace(out)
     return out
 
@@ -233,3 +226,40 @@ class Device:
         number = self.encode(list(dispatches), **more)
         self.commit(number)
         self.wait(number)
+
+
+PROBE = """
+#include <metal_stdlib>
+using namespace metal;
+kernel void lanes(device uint* y [[buffer(1)]], uint i [[thread_position_in_grid]]) {
+  y[i] = simd_sum(i);
+}
+"""
+
+
+def main() -> int:
+    """Says whether kernels run here, and on what: 0 when they do."""
+    try:
+        device = Device()
+        info = device.info
+        sets = "with" if info.has_residency_sets else "without"
+        print(
+            f"{info.name.decode()}: working set {info.working_set_bytes / 2**30:.1f} GiB, "
+            f"buffers to {info.max_buffer_bytes / 2**30:.1f} GiB, {sets} residency sets"
+        )
+        y = device.new_buffer(4 * 64)
+        pipeline = device.new_pipeline(device.new_library("probe", PROBE), "lanes")
+        device.run({"pipeline": pipeline, "groups": (2,), "threads": (32,), "buffers": {1: y}})
+        found = y.array(np.uint32)
+        expected = np.repeat(np.uint32([496, 1520]), 32)
+        if not np.array_equal(found, expected):
+            raise DeviceError(DeviceError.FAULT, f"simd_sum gave {found[[0, 32]]}, not [496 1520]")
+    except DeviceError as error:
+        print(f"no usable Metal device: {error}", file=sys.stderr)
+        return 1
+    print("kernels run")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
