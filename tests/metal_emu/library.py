@@ -215,7 +215,9 @@ class Library:
         binds = (_Bind * max(1, len(buffers)))()
         for i, (slot, bound) in enumerate(buffers.items()):
             array, offset = bound if isinstance(bound, tuple) else (bound, 0)
-            access = IMMUTABLE if slot in immutable else READ_ONLY if slot in read_only else WRITABLE
+            access = (
+                IMMUTABLE if slot in immutable else READ_ONLY if slot in read_only else WRITABLE
+            )
             if isinstance(array, bytes):
                 array, access = np.frombuffer(array, np.uint8).copy(), IMMUTABLE
             elif isinstance(array, np.generic):

@@ -29,14 +29,24 @@ _EXTENSIONS = (
 )
 _NO_GENERIC = _EXTENSIONS + ",-__opencl_c_generic_address_space"
 
-# Without the generic address space clang cannot copy a struct out of device, constant or
-# threadgroup memory, nor assign {...}, nor pick a function template by its address; Apple's
-# compiler can.
-_GAP = re.compile(
-    r"error: (no matching constructor for initialization of|no viable overloaded '='"
-    r"|reference to overloaded function could not be resolved"
-    r"|binding reference of type '__private \w+' to value of type 'void' changes address space)"
-)
+# What clang cannot do without the generic address space, and Apple's compiler can.
+_GAPS = [
+    # Copy a struct out of device, constant or threadgroup memory.
+    re.compile(
+        r"error: (no matching constructor for initialization of|no viable overloaded '=')"
+        r"(?s:.*)implicit (copy|move)"
+    ),
+    # Pick a function template by its address.
+    re.compile(r"error: reference to overloaded function could not be resolved"),
+    # Assign {...} to a struct.
+    re.compile(r"error: binding reference of type '__private \w+' to value of type 'void'"),
+    # Call a method of a temporary, or convert one.
+    re.compile(
+        r"error: cannot initialize object parameter of type '(?:const )?__private (\S+)' "
+        r"with an expression of type '\1'"
+    ),
+    re.compile(r"error: no matching conversion for functional-style cast from 'simd_vote'"),
+]
 _LOCATION = re.compile(r"(.*?):(\d+):\d+$")
 _DECLARATION = re.compile(
     r"-(ParmVar|Var|Field|Function|Typedef|TypeAlias)Decl |-CStyleCastExpr |-CXXStaticCastExpr "
@@ -69,23 +79,29 @@ def lint(source: Source) -> list[str]:
 
 
 def _compiler_errors(stderr: str) -> list[str]:
-    """Clang's errors with their notes; '' for one of the known gap."""
+    """Clang's errors with their notes; '' for one of the known gaps."""
     blocks: list[list[str]] = []
     for line in stderr.splitlines():
         if re.match(r"\S.*: (error|warning|fatal error): ", line):
             blocks.append([line])
-        elif blocks:
+        elif blocks and not line.startswith("In file included from"):
             blocks[-1].append(line)
     errors = []
-    for head, *notes in blocks:
-        if "error" not in head:
+    for block in blocks:
+        if "error" not in block[0]:
             continue
-        copies = any("implicit copy" in note or "implicit move" in note for note in notes)
-        if _GAP.search(head) and (copies or "overloaded function" in head or "'void'" in head):
+        if any(gap.search("\n".join(block)) for gap in _GAPS):
             errors.append("")
+            continue
+        head, *notes = block
+        calls = [note for note in notes if "requested here" in note]
+        if head.startswith(str(INCLUDE)):
+            # Inside the stand-in for metal_stdlib: the line that the user wrote is in a note.
+            where = next((note for note in calls if not note.startswith(str(INCLUDE))), head)
+            head = f"{where.split(': note:')[0]}: error:{head.split(' error:')[1]}"
+            errors.append(head)
         else:
-            context = notes[:2] + [note for note in notes[2:] if "requested here" in note]
-            errors.append("\n".join([head, *context]))
+            errors.append("\n".join([head, *notes[:2], *calls]))
     return errors
 
 

@@ -36,19 +36,29 @@ from .tools import CompileError
 Mode = Literal["exec", "lint"]
 
 # In the order of msl_input in include/emu/abi.h.
-_INPUTS = """
-    thread_position_in_grid threadgroup_position_in_grid thread_position_in_threadgroup
-    threads_per_threadgroup threadgroups_per_grid threads_per_grid thread_index_in_threadgroup
-    thread_index_in_simdgroup simdgroup_index_in_threadgroup simdgroups_per_threadgroup
-    threads_per_simdgroup dispatch_threads_per_threadgroup dispatch_simdgroups_per_threadgroup
-    grid_origin grid_size thread_execution_width quadgroup_index_in_threadgroup
-    thread_index_in_quadgroup
-""".split()
-_VECTORS = {
-    f"{element}{n}"
-    for element in "float half bfloat char uchar short ushort int uint long ulong bool".split()
-    for n in "234"
-}
+_INPUTS = [
+    "thread_position_in_grid",
+    "threadgroup_position_in_grid",
+    "thread_position_in_threadgroup",
+    "threads_per_threadgroup",
+    "threadgroups_per_grid",
+    "threads_per_grid",
+    "thread_index_in_threadgroup",
+    "thread_index_in_simdgroup",
+    "simdgroup_index_in_threadgroup",
+    "simdgroups_per_threadgroup",
+    "threads_per_simdgroup",
+    "dispatch_threads_per_threadgroup",
+    "dispatch_simdgroups_per_threadgroup",
+    "grid_origin",
+    "grid_size",
+    "thread_execution_width",
+    "quadgroup_index_in_threadgroup",
+    "thread_index_in_quadgroup",
+]
+_ELEMENTS = ["float", "half", "bfloat", "char", "uchar", "short", "ushort"]
+_ELEMENTS += ["int", "uint", "long", "ulong", "bool"]
+_VECTORS = {f"{element}{n}" for element in _ELEMENTS for n in "234"}
 _ADDRESS_SPACES = {
     "exec": {"device": "", "constant": "const", "threadgroup": "", "thread": "", "kernel": ""},
     "lint": {

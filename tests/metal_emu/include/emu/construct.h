@@ -27,6 +27,11 @@ struct msl_maker<E __attribute__((ext_vector_type(N)))> {
   }
 
   MSL_NODEBUG static constexpr V make() { return (V)((E)0); }
+  template <class F, int M>
+  MSL_NODEBUG static V make(metal::msl_packed<F, M> a) {
+    typename metal::msl_packed<F, M>::V v = a;
+    return make(v);
+  }
   template <class A>
   MSL_NODEBUG static constexpr V make(A a) {
     if constexpr (msl_traits<A>::n == 1) {

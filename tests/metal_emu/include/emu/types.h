@@ -64,6 +64,11 @@ MSL_VECTORS(bool)
 #undef M_PI_F
 #define M_PI_F 3.14159265358979323846f
 
+namespace metal {
+template <class E, int N>
+struct msl_packed;  // composite.h
+}
+
 // ---- traits ----
 
 /// Element type and length of a vector; a scalar has length 1.
@@ -74,6 +79,11 @@ struct msl_traits {
 };
 template <class T, int N>
 struct msl_traits<T __attribute__((ext_vector_type(N)))> {
+  MSL_STATIC_CONST int n = N;
+  using element = T;
+};
+template <class T, int N>
+struct msl_traits<metal::msl_packed<T, N>> {
   MSL_STATIC_CONST int n = N;
   using element = T;
 };
