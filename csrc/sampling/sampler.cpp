@@ -11,6 +11,7 @@
 #include <array>
 #include <bit>
 #include <cfloat>
+#include <cfloat>
 #include <cmath>
 #include <cstdio>
 #include <limits>

@@ -60,6 +60,8 @@ def flash_model(shape: Shape = FLASH) -> GgufWriter:
     """The file as a writer; a shape with fewer layers makes a shorter one."""
     w = GgufWriter()
     add_keys(w, shape)
+    w.add("general.name", "Flash without weights")
+    w.add("deepseek4.context_length", 1048576, "u32")
 
     def add(name: str, dims: tuple[int, ...]) -> None:
         kind = name.split(".", 2)[-1] if name.startswith("blk.") else name

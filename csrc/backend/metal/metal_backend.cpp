@@ -433,7 +433,7 @@ class MetalBackend final : public Backend {
   std::unique_ptr<Recorder> take_recorder() {
     if (free_.empty()) {
       all_.reserve(all_.size() + 1);
-      auto recorder = std::make_unique<Recorder>(*device_, buffers_, pipelines_, exact_);
+      auto recorder = std::make_unique<Recorder>(buffers_, pipelines_, exact_);
       all_.push_back(recorder.get());
       free_.reserve(all_.capacity());
       return recorder;

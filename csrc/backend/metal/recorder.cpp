@@ -135,8 +135,8 @@ void Recorder::Builder::run(
 
 // ---- Recorder
 
-Recorder::Recorder(Device& device, BufferTable& buffers, PipelineCache& pipelines, bool exact)
-    : device_(device), buffers_(buffers), pipelines_(pipelines), exact_(exact) {}
+Recorder::Recorder(BufferTable& buffers, PipelineCache& pipelines, bool exact)
+    : buffers_(buffers), pipelines_(pipelines), exact_(exact) {}
 
 Recorder::~Recorder() {
   tables_.free(buffers_);

@@ -77,7 +77,7 @@ class Recorder {
     bool reads_blocks_ = false, writes_blocks_ = false;
   };
 
-  Recorder(Device& device, BufferTable& buffers, PipelineCache& pipelines, bool exact);
+  Recorder(BufferTable& buffers, PipelineCache& pipelines, bool exact);
   ~Recorder();
   Recorder(const Recorder&) = delete;
 
@@ -129,7 +129,6 @@ class Recorder {
   bool conflicts(const Builder::Range& range) const;
   void* nothing();
 
-  Device& device_;
   BufferTable& buffers_;
   PipelineCache& pipelines_;
   bool exact_;
