@@ -11,7 +11,6 @@
 #include <array>
 #include <bit>
 #include <cfloat>
-#include <cfloat>
 #include <cmath>
 #include <cstdio>
 #include <limits>
