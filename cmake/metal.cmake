@@ -2,18 +2,21 @@
 # Kernels are compiled by the driver of the machine that runs them, so nothing here needs Xcode's
 # metal tool.
 
+if(APPLE)
+  enable_language(OBJCXX)  # CMake wants this outside of functions
+endif()
+
 # Adds the backend to `target`.
 function(grebe_add_metal target)
   set(source_dir "${PROJECT_SOURCE_DIR}/csrc/backend/metal")
   set(metal_dir "${PROJECT_SOURCE_DIR}/metal")
   file(GLOB sources CONFIGURE_DEPENDS "${source_dir}/*.cpp")
   if(APPLE)
-    enable_language(OBJCXX)
     list(REMOVE_ITEM sources "${source_dir}/device_loader.cpp")
     list(APPEND sources "${source_dir}/device.mm")
-    # Objective-C++ has a standard setting of its own.
-    set_source_files_properties("${source_dir}/device.mm" PROPERTIES
-      COMPILE_OPTIONS "-fobjc-arc;-std=c++20")
+    set_source_files_properties("${source_dir}/device.mm" PROPERTIES COMPILE_OPTIONS "-fobjc-arc")
+    set_target_properties(${target} PROPERTIES
+      OBJCXX_STANDARD 20 OBJCXX_STANDARD_REQUIRED ON OBJCXX_EXTENSIONS OFF)
     # CoreGraphics is what gives command line programs a default device.
     target_link_libraries(${target} PUBLIC
       "-framework Metal" "-framework Foundation" "-framework CoreGraphics")

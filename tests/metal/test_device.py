@@ -401,6 +401,7 @@ REFUSALS = {
     "freed in flight": "freed while a command buffer that uses it is not done",
     "missing barrier": "race on device memory: .* of another dispatch",
     "missing fence": "race on device memory: .* of another dispatch",
+    "fence awaited after its update": "waitForFence after updateFence",
     "indirect read": None,
     "indirect read not announced": "out-of-bounds read",
     "indirect write announced as read": "write to read-only",

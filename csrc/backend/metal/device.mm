@@ -4,6 +4,8 @@
 // Ordering. Buffers are not hazard-tracked: within a command buffer the caller's barriers order
 // dispatches; consecutive command buffers are ordered by one fence, which every encoder waits for
 // at its start and updates at its end. Without it untracked work of two command buffers overlaps.
+// Metal evaluates fences when command buffers are submitted, so one that is discarded leaves no
+// gap.
 //
 // Lifetime. Command buffers do not retain what they use (hundreds of dispatches a token would pay
 // for it). Pipelines live as long as the device; a buffer freed while command buffers exist is

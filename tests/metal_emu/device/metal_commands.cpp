@@ -386,6 +386,7 @@ void barrier(Encoder* self, SEL, NSUInteger) {
 // Without a fence that an earlier encoder updated, what the two do is not ordered.
 void wait_for_fence(Encoder* self, SEL, Fence* fence) {
   if (!is_open(self, "waitForFence")) return;
+  if (self->updated == fence) report("waitForFence after updateFence in the same encoder");
   self->commands->keep(fence);
   self->commands->work.push_back([fence](Queue& queue) {
     if (fence->updated) queue.hazard = next_hazard();
@@ -394,6 +395,7 @@ void wait_for_fence(Encoder* self, SEL, Fence* fence) {
 
 void update_fence(Encoder* self, SEL, Fence* fence) {
   if (!is_open(self, "updateFence")) return;
+  self->updated = fence;
   self->commands->keep(fence);
   self->commands->work.push_back([fence](Queue&) { fence->updated = true; });
 }

@@ -142,6 +142,7 @@ struct Encoder final : Labelled {
   uint32_t threadgroup_bytes[kBindings] = {};
   /// Of useResource; shared by the dispatches that follow.
   std::shared_ptr<std::vector<msl_range>> indirect = std::make_shared<std::vector<msl_range>>();
+  const Fence* updated = nullptr;
   bool concurrent = false, ended = false;
 };
 

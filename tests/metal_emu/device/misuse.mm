@@ -344,6 +344,15 @@ const Case kCases[] = {
          b.finish();
        }
      }},
+    {"fence awaited after its update",
+     [](Bench &b) {
+       id<MTLFence> fence = [b.device newFence];
+       auto e = b.encoder();
+       [e updateFence:fence];
+       [e waitForFence:fence];
+       [e endEncoding];
+       b.release(fence);
+     }},
     {"indirect read",
      [](Bench &b) {
        auto e = b.encoder();
