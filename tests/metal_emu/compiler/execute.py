@@ -27,6 +27,11 @@ _OPTIONS = [
     "-x", "c++", "-std=c++17", "-DMSL_EXEC", "-fPIC", "-nostdinc", "-nostdinc++", "-fno-exceptions",
     "-fno-rtti", "-fno-strict-aliasing", "-fno-math-errno", "-fno-stack-protector",
     "-fvisibility=hidden", "-fno-threadsafe-statics",
+    # Any function may have a barrier in it: clang must not copy a call of it into two branches,
+    # since lanes would then wait apart.
+    "-fconvergent-functions",
+    # The place of a call is its return address.
+    "-fno-optimize-sibling-calls",
     # Metal contracts a * b + c by default, and rounds half after every operation.
     "-ffp-contract=fast", "-Xclang", "-ffloat16-excess-precision=none",
     # Line tables for the messages, in the version that the runtime reads.

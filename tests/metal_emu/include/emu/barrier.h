@@ -23,20 +23,16 @@ using metal::operator|;
 
 extern "C" __attribute__((visibility("default"))) msl_library __msl_library;
 
-// convergent: clang must not copy a call into two branches, since lanes would then wait apart.
-// optnone: else it finds nothing convergent inside and drops the attribute.
 #define MSL_GATE static __attribute__((noinline, unused, nodebug)) MSL_UNCHECKED
-#define MSL_MEETING __attribute__((convergent, optnone)) MSL_GATE
-MSL_MEETING void msl_collective(msl_leader leader, const void* in, void* out, msl_op op) {
+MSL_GATE void msl_collective(msl_leader leader, const void* in, void* out, msl_op op) {
   __msl_library.runtime->collective(leader, in, out, op, __builtin_return_address(0));
 }
-MSL_MEETING void msl_threadgroup_barrier(unsigned flags) {
+MSL_GATE void msl_threadgroup_barrier(unsigned flags) {
   __msl_library.runtime->threadgroup_barrier(flags, __builtin_return_address(0));
 }
-MSL_MEETING void msl_simdgroup_barrier(unsigned flags) {
+MSL_GATE void msl_simdgroup_barrier(unsigned flags) {
   __msl_library.runtime->simdgroup_barrier(flags, __builtin_return_address(0));
 }
-#undef MSL_MEETING
 __attribute__((const)) MSL_GATE unsigned msl_lane() { return __msl_library.runtime->lane(); }
 MSL_GATE void* msl_threadgroup_alloc(unsigned slot, ulong n_bytes, ulong alignment) {
   return __msl_library.runtime->threadgroup_alloc(slot, n_bytes, alignment);
