@@ -30,6 +30,9 @@ _OPTIONS = [
     # Any function may have a barrier in it: clang must not copy a call of it into two branches,
     # since lanes would then wait apart.
     "-fconvergent-functions",
+    # Nor may the code generator, which knows nothing of this, copy or merge their ends.
+    "-mllvm", "-enable-tail-merge=false", "-mllvm", "-disable-tail-duplicate",
+    "-mllvm", "-disable-early-taildup", "-mllvm", "-tail-dup-placement=false",
     # The place of a call is its return address.
     "-fno-optimize-sibling-calls",
     # Metal contracts a * b + c by default, and rounds half after every operation.

@@ -97,9 +97,10 @@ def _compiler_errors(stderr: str) -> list[str]:
         calls = [note for note in notes if "requested here" in note]
         if head.startswith(str(INCLUDE)):
             # Inside the stand-in for metal_stdlib: the line that the user wrote is in a note.
-            where = next((note for note in calls if not note.startswith(str(INCLUDE))), head)
-            head = f"{where.split(': note:')[0]}: error:{head.split(' error:')[1]}"
-            errors.append(head)
+            where = next((note for note in calls if not note.startswith(str(INCLUDE))), None)
+            if where is None:
+                continue  # follows from the error before
+            errors.append(f"{where.split(': note:')[0]}: error:{head.split(' error:')[1]}")
         else:
             errors.append("\n".join([head, *notes[:2], *calls]))
     return errors
