@@ -5,8 +5,9 @@
 // of weights is laid out for matrix units, and for embeddings; single rows times vectors go through
 // lane_weights.h, which reads each byte once.
 //
-// Blocks have no alignment to speak of: 2 bytes, 1 for MXFP4 and F8. load8() asks for 2: Apple
-// GPUs read a vector of 16-bit values at any even address.
+// Blocks have no alignment to speak of: 2 bytes, 1 for MXFP4 and F8. Packed vectors ask for no more
+// than that of their elements, and Apple GPUs read four elements of 8, 16 or 32 bits at once from
+// any multiple of the element's size.
 #pragma once
 
 #include <metal_stdlib>
@@ -17,30 +18,33 @@
 
 using namespace grebe;
 
+// Functions that take arrays by reference, or that a hot loop consists of: unless they become part
+// of the kernel, arrays live in memory instead of registers.
+#define GREBE_INLINE static inline __attribute__((always_inline))
+
 // ---- bytes of blocks
 
 /// 4 bytes from an even address.
 static inline uint load4(device const uchar* p) {
-  device const ushort* u = (device const ushort*)p;
-  return uint(u[0]) | uint(u[1]) << 16;
+  const ushort2 u = *(device const packed_ushort2*)p;
+  return as_type<uint>(u);
 }
 
 /// 8 bytes from an even address.
 static inline uint2 load8(device const uchar* p) {
-  device const ushort* u = (device const ushort*)p;
-  return uint2(uint(u[0]) | uint(u[1]) << 16, uint(u[2]) | uint(u[3]) << 16);
+  const ushort4 u = *(device const packed_ushort4*)p;
+  return as_type<uint2>(u);
 }
 
 /// 8 bytes from any address.
 static inline uint2 load8_unaligned(device const uchar* p) {
-  return uint2(
-      uint(p[0]) | uint(p[1]) << 8 | uint(p[2]) << 16 | uint(p[3]) << 24,
-      uint(p[4]) | uint(p[5]) << 8 | uint(p[6]) << 16 | uint(p[7]) << 24);
+  const uchar4 low = ((device const packed_uchar4*)p)[0], high = ((device const packed_uchar4*)p)[1];
+  return uint2(as_type<uint>(low), as_type<uint>(high));
 }
 
 /// Four floats from an address that is a multiple of 4.
 static inline float4 load_float4(device const float* p) {
-  return float4(p[0], p[1], p[2], p[3]);
+  return *(device const packed_float4*)p;
 }
 
 static inline float load_half(device const uchar* p) {
@@ -94,17 +98,27 @@ static inline float mxfp4_scale(uchar e) {
   return as_type<float>(e < 2 ? 0x00200000u << e : (uint(e) - 1u) << 23);
 }
 
+/// Bytes 1 and 3 of `odd` and of `even` as they are made into halves, in the order of the weights.
+static inline float4 interleave_halves(uint even, uint odd) {
+  const half2 e = as_type<half2>(even), o = as_type<half2>(odd);
+  return float4(e.x, o.x, e.y, o.y);
+}
+
 /// Four E2M1 codes in the low nibbles of the bytes of u, times 2^-14: as halves they differ from
-/// E2M1 in nothing but the exponent's bias.
+/// E2M1 in nothing but the exponent's bias. Subnormals become subnormals, which Apple GPUs keep in
+/// half precision.
 static inline float4 e2m1_scaled(uint u) {
-  const ushort4 c = ushort4(as_type<uchar4>(u));
-  return float4(as_type<half4>((c & ushort(7)) << 9 | (c & ushort(8)) << 12));
+  const uint v = u << 8;
+  return interleave_halves(
+      (v & 0x07000700u) << 1 | (v & 0x08000800u) << 4,
+      (u & 0x07000700u) << 1 | (u & 0x08000800u) << 4);
 }
 
 /// Four E4M3 codes times 2^-8, by the same device. NaN codes come out as 480: see has_e4m3_nan().
 static inline float4 e4m3_scaled(uint u) {
-  const ushort4 c = ushort4(as_type<uchar4>(u));
-  return float4(as_type<half4>((c & ushort(0x7f)) << 7 | (c & ushort(0x80)) << 8));
+  const uint v = u << 8;
+  return interleave_halves(
+      (v & 0x7f007f00u) >> 1 | (v & 0x80008000u), (u & 0x7f007f00u) >> 1 | (u & 0x80008000u));
 }
 
 /// Whether one of four codes is NaN (0x7f or 0xff).
@@ -114,7 +128,7 @@ static inline bool has_e4m3_nan(uint u) {
 
 // ---- 16 weights
 
-static inline void dequant16_float(
+GREBE_INLINE void dequant16_float(
     uint type, device const uchar* row, uint k, uint n_in, thread float4* w) {
   const uint n = metal::min(n_in - k, 16u);
   if (n == 16) {
@@ -145,16 +159,26 @@ static inline void dequant16_float(
 }
 
 // A tile is 128 columns, so 16 aligned weights have one scale.
-static inline void dequant16_f8(
+GREBE_INLINE void dequant16_f8(
     device const uchar* row, device const uchar* scales, uint k, uint n_in, thread float4* w) {
   const float scale = e8m0_to_float(scales[k / 128]);
   const uint n = metal::min(n_in - k, 16u);
+  if (n == 16) {
+    const uint2 a = load8_unaligned(row + k), b = load8_unaligned(row + k + 8);
+    if (!has_e4m3_nan(a.x) && !has_e4m3_nan(a.y) && !has_e4m3_nan(b.x) && !has_e4m3_nan(b.y)) {
+      w[0] = scale * (0x1p8f * e4m3_scaled(a.x));
+      w[1] = scale * (0x1p8f * e4m3_scaled(a.y));
+      w[2] = scale * (0x1p8f * e4m3_scaled(b.x));
+      w[3] = scale * (0x1p8f * e4m3_scaled(b.y));
+      return;
+    }
+  }
   for (uint i = 0; i < 16; i++) {
     w[i / 4][i % 4] = i < n ? e4m3_to_float(row[k + i]) * scale : 0.f;
   }
 }
 
-static inline void dequant16_q8_0(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_q8_0(device const uchar* row, uint k, thread float4* w) {
   device const uchar* block = row + k / 32 * 34;
   const float d = load_half(block);
   for (uint i = 0; i < 2; i++) {
@@ -164,7 +188,7 @@ static inline void dequant16_q8_0(device const uchar* row, uint k, thread float4
   }
 }
 
-static inline void dequant16_mxfp4(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_mxfp4(device const uchar* row, uint k, thread float4* w) {
   device const uchar* block = row + k / 32 * 17;
   const float d = mxfp4_scale(block[0]);
   const uint shift = (k & 16) / 4;
@@ -175,7 +199,7 @@ static inline void dequant16_mxfp4(device const uchar* row, uint k, thread float
   }
 }
 
-static inline void dequant16_q2_k(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_q2_k(device const uchar* row, uint k, thread float4* w) {
   device const uchar* block = row + k / 256 * 84;
   const uint g = k / 16 & 15;
   const float scale = load_half(block + 80) * float(block[g] & 15);
@@ -187,7 +211,7 @@ static inline void dequant16_q2_k(device const uchar* row, uint k, thread float4
   }
 }
 
-static inline void dequant16_q3_k(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_q3_k(device const uchar* row, uint k, thread float4* w) {
   device const uchar* block = row + k / 256 * 110;
   const uint g = k / 16 & 15;
   const float scale = load_half(block + 108) * float(q3_scale(block + 96, g));
@@ -200,7 +224,7 @@ static inline void dequant16_q3_k(device const uchar* row, uint k, thread float4
   }
 }
 
-static inline void dequant16_q4_k(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_q4_k(device const uchar* row, uint k, thread float4* w) {
   device const uchar* block = row + k / 256 * 144;
   const uint g = k / 16 & 15;
   const uint2 s = k4_scale_min(block + 4, g >> 1);
@@ -212,7 +236,7 @@ static inline void dequant16_q4_k(device const uchar* row, uint k, thread float4
   }
 }
 
-static inline void dequant16_q5_k(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_q5_k(device const uchar* row, uint k, thread float4* w) {
   device const uchar* block = row + k / 256 * 176;
   const uint g = k / 16 & 15;
   const uint2 s = k4_scale_min(block + 4, g >> 1);
@@ -226,7 +250,7 @@ static inline void dequant16_q5_k(device const uchar* row, uint k, thread float4
   }
 }
 
-static inline void dequant16_q6_k(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_q6_k(device const uchar* row, uint k, thread float4* w) {
   device const uchar* block = row + k / 256 * 210;
   const uint g = k / 16 & 15;
   const float scale = load_half(block + 208) * float(char(block[192 + g]));
@@ -239,7 +263,7 @@ static inline void dequant16_q6_k(device const uchar* row, uint k, thread float4
   }
 }
 
-static inline void dequant16_iq2_xxs(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_iq2_xxs(device const uchar* row, uint k, thread float4* w) {
   device const uchar* group = row + k / 256 * 66 + 2 + (k / 32 & 7) * 8;
   const uint first = k / 8 & 2, bits = load4(group + 4);
   const float scale = load_half(row + k / 256 * 66) * 0.125f * float((bits >> 28) * 2 + 1);
@@ -251,7 +275,7 @@ static inline void dequant16_iq2_xxs(device const uchar* row, uint k, thread flo
   }
 }
 
-static inline void dequant16_iq2_s(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_iq2_s(device const uchar* row, uint k, thread float4* w) {
   device const uchar* block = row + k / 256 * 82;
   const uint g = k / 16 & 15, s = block[74 + (g >> 1)] >> ((g & 1) * 4) & 15u;
   const float scale = load_half(block) * 0.125f * float(s * 2 + 1);
@@ -264,7 +288,7 @@ static inline void dequant16_iq2_s(device const uchar* row, uint k, thread float
   }
 }
 
-static inline void dequant16_iq3_xxs(device const uchar* row, uint k, thread float4* w) {
+GREBE_INLINE void dequant16_iq3_xxs(device const uchar* row, uint k, thread float4* w) {
   device const uchar* block = row + k / 256 * 98;
   const uint first = k / 8 & 2, bits = load4(block + 66 + (k / 32 & 7) * 4);
   const float scale = load_half(block) * 0.25f * float((bits >> 28) * 2 + 1);
@@ -281,7 +305,7 @@ static inline void dequant16_iq3_xxs(device const uchar* row, uint k, thread flo
 /// Weights [k, k + 16) of a row, k a multiple of 16 and below n_in; zeros at n_in and after. `type`
 /// is a function constant, so one case remains. `scales` are the E8M0 bytes of the row of tiles
 /// (F8 only).
-static inline void dequant16(
+GREBE_INLINE void dequant16(
     uint type,
     device const uchar* row,
     device const uchar* scales,

@@ -57,7 +57,7 @@ static inline void store_four(threadgroup float* p, float4 v) { *(threadgroup fl
 
 /// sums = x times w, transposed. All 128 threads call it; `memory` is free again after a barrier.
 template <class E, uint kTokens, class In>
-static inline void tile_product(
+GREBE_INLINE void tile_product(
     const thread TileInput<In>& in,
     uint i_thread,
     uint sg,
@@ -79,9 +79,10 @@ static inline void tile_product(
     for (uint r = 0; r < 4; r++) sums.v[t][r] = make_filled_simdgroup_matrix<float, 8, 8>(0.f);
   }
   for (uint k = 0; k < in.n_in; k += kTileDepth) {
-    float4 w[4] = {0, 0, 0, 0};
+    float4 w[4] = {float4(0), float4(0), float4(0), float4(0)};
     if (k + w_column < in.n_in) dequant16(in.type, in.w, in.scales, k + w_column, in.n_in, w);
     float4 x[kFloats / 4];
+#pragma unroll
     for (uint i = 0; i < kFloats / 4; i++) {
       const uint at = k + x_column + 4 * i;
       if (at + 4 <= in.n_in) {
@@ -91,7 +92,9 @@ static inline void tile_product(
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);  // the last slab has been read
+#pragma unroll
     for (uint i = 0; i < 4; i++) store_four(w_out + 4 * i, w[i]);
+#pragma unroll
     for (uint i = 0; i < kFloats / 4; i++) store_four(x_out + 4 * i, x[i]);
     threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll
@@ -118,7 +121,7 @@ static inline void tile_product(
 
 /// The tile's outputs in threadgroup memory, f32[kTokens, 64], ready to be read by all.
 template <uint kTokens>
-static inline threadgroup const float* tile_outputs(
+GREBE_INLINE threadgroup const float* tile_outputs(
     const thread TileSums<kTokens>& sums, uint sg, threadgroup uchar* memory) {
   threadgroup float* out = (threadgroup float*)memory;
   const uint token = sg % 2 * (kTokens / 2), row = sg / 2 * 32;

@@ -58,84 +58,120 @@ static inline float4 flip_half_signs(half4 v, uint signs) {
 template <uint kType>
 struct LaneWeights;
 
-// Types whose chunks stand alone read them when asked.
-struct LaneFlat {
+// Types whose chunks stand alone: chunk c of the lanes covers 256 consecutive weights. They are read
+// when asked for.
+struct FlatLane {
   device const uchar* row;
   device const uchar* scales;
   uint step, lane, n;
-
-  static uint at(uint step, uint lane, uint c) { return step * 1024 + c * 256 + lane * 8; }
-  void load(
-      device const uchar* row_, device const uchar* scales_, uint step_, uint lane_, uint n_) {
-    row = row_;
-    scales = scales_;
-    step = step_;
-    lane = lane_;
-    n = n_;
-  }
-  /// First weight of chunk c, or of the last chunk of the row.
-  uint inside(uint c) const { return min(at(step, lane, c), n - 8); }
 };
+static inline FlatLane flat_lane(
+    device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+  return {row, scales, step, lane, n};
+}
+static inline uint flat_at(uint step, uint lane, uint c) {
+  return step * 1024 + c * 256 + lane * 8;
+}
+
+/// First weight of chunk c, or of the last chunk of the row.
+static inline uint flat_inside(const thread FlatLane& in, uint c) {
+  return min(flat_at(in.step, in.lane, c), in.n - 8);
+}
 
 template <>
-struct LaneWeights<kWeightF32> : LaneFlat {
+struct LaneWeights<kWeightF32> {
+  FlatLane in;
+
+  static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
+  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+    in = flat_lane(row, scales, step, lane, n);
+  }
   Chunk chunk(uint c, threadgroup const half4*) const {
-    device const float* p = (device const float*)row + inside(c);
+    device const float* p = (device const float*)in.row + flat_inside(in, c);
     return {load_float4(p), load_float4(p + 4), 1.f, 0.f};
   }
 };
 
 template <>
-struct LaneWeights<kWeightF16> : LaneFlat {
+struct LaneWeights<kWeightF16> {
+  FlatLane in;
+
+  static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
+  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+    in = flat_lane(row, scales, step, lane, n);
+  }
   Chunk chunk(uint c, threadgroup const half4*) const {
-    device const uchar* p = row + 2 * inside(c);
+    device const uchar* p = in.row + 2 * flat_inside(in, c);
     return {
         float4(as_type<half4>(load8(p))), float4(as_type<half4>(load8(p + 8))), 1.f, 0.f};
   }
 };
 
 template <>
-struct LaneWeights<kWeightBF16> : LaneFlat {
+struct LaneWeights<kWeightBF16> {
+  FlatLane in;
+
+  static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
+  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+    in = flat_lane(row, scales, step, lane, n);
+  }
   static float4 four(uint2 u) {
     return as_type<float4>(uint4(u.x << 16, u.x & 0xffff0000u, u.y << 16, u.y & 0xffff0000u));
   }
   Chunk chunk(uint c, threadgroup const half4*) const {
-    device const uchar* p = row + 2 * inside(c);
+    device const uchar* p = in.row + 2 * flat_inside(in, c);
     return {four(load8(p)), four(load8(p + 8)), 1.f, 0.f};
   }
 };
 
 template <>
-struct LaneWeights<kWeightF8> : LaneFlat {
+struct LaneWeights<kWeightF8> {
+  FlatLane in;
+
+  static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
+  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+    in = flat_lane(row, scales, step, lane, n);
+  }
   Chunk chunk(uint c, threadgroup const half4*) const {
-    const uint k = inside(c);
+    const uint k = flat_inside(in, c);
     const uint2 q =
-        kAlignedRows ? *(device const uint2*)(row + k) : load8_unaligned(row + k);
-    float scale = e8m0_to_float(scales[k / 128]) * 0x1p8f;
+        kAlignedRows ? *(device const uint2*)(in.row + k) : load8_unaligned(in.row + k);
+    float scale = e8m0_to_float(in.scales[k / 128]) * 0x1p8f;
     if (has_e4m3_nan(q.x) || has_e4m3_nan(q.y)) scale = as_type<float>(0x7fc00000u);
     return {e4m3_scaled(q.x), e4m3_scaled(q.y), scale, 0.f};
   }
 };
 
 template <>
-struct LaneWeights<kWeightQ8_0> : LaneFlat {
+struct LaneWeights<kWeightQ8_0> {
+  FlatLane in;
+
+  static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
+  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+    in = flat_lane(row, scales, step, lane, n);
+  }
   Chunk chunk(uint c, threadgroup const half4*) const {
-    const uint k = inside(c);
-    device const uchar* block = row + k / 32 * 34;
+    const uint k = flat_inside(in, c);
+    device const uchar* block = in.row + k / 32 * 34;
     const uint2 q = load8(block + 2 + (k & 24));
     return {signed_bytes(q.x), signed_bytes(q.y), load_half(block), 0.f};
   }
 };
 
 template <>
-struct LaneWeights<kWeightMXFP4> : LaneFlat {
+struct LaneWeights<kWeightMXFP4> {
+  FlatLane in;
+
+  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+    in = flat_lane(row, scales, step, lane, n);
+  }
   static uint at(uint step, uint lane, uint c) {
     return step * 1024 + (c / 2) * 512 + (lane / 2) * 32 + (c % 2) * 16 + (lane % 2) * 8;
   }
   Chunk chunk(uint c, threadgroup const half4*) const {
-    const uint i = min(at(step, lane, c) / 32, n / 32 - 1);
-    device const uchar* block = row + i * 17;
-    const uint2 q = load8_unaligned(block + 1 + (lane % 2) * 8) >> ((c % 2) * 4);
+    const uint i = min(at(in.step, in.lane, c) / 32, in.n / 32 - 1);
+    device const uchar* block = in.row + i * 17;
+    const uint2 q = load8_unaligned(block + 1 + (in.lane % 2) * 8) >> ((c % 2) * 4);
     return {e2m1_scaled(q.x), e2m1_scaled(q.y), mxfp4_scale(block[0]) * 0x1p15f, 0.f};
   }
 };
@@ -147,14 +183,13 @@ static inline device const uchar* lane_block(
 }
 
 // Chunk c: byte j % 4 of its 8 in half j / 4 of the block, weights 32 c further on.
-struct LaneQuarters {
-  static uint at(uint step, uint lane, uint c) {
-    return step * 1024 + (lane / 4) * 128 + c * 32 + (lane % 4) * 8;
-  }
-};
+static inline uint quarters_at(uint step, uint lane, uint c) {
+  return step * 1024 + (lane / 4) * 128 + c * 32 + (lane % 4) * 8;
+}
 
 template <>
-struct LaneWeights<kWeightQ2_K> : LaneQuarters {
+struct LaneWeights<kWeightQ2_K> {
+  static uint at(uint step, uint lane, uint c) { return quarters_at(step, lane, c); }
   uint2 q;
   uint scales;  // of the four chunks, a byte each
   float d, dmin;
@@ -179,7 +214,8 @@ struct LaneWeights<kWeightQ2_K> : LaneQuarters {
 };
 
 template <>
-struct LaneWeights<kWeightQ3_K> : LaneQuarters {
+struct LaneWeights<kWeightQ3_K> {
+  static uint at(uint step, uint lane, uint c) { return quarters_at(step, lane, c); }
   uint2 q, high;
   char4 scales;
   float d;
@@ -200,14 +236,13 @@ struct LaneWeights<kWeightQ3_K> : LaneQuarters {
 };
 
 // Chunks 0, 1 are low nibbles of the lane's 16 bytes, 2, 3 the high ones 32 weights further on.
-struct LaneNibbles {
-  static uint at(uint step, uint lane, uint c) {
-    return step * 1024 + (lane / 2) * 64 + (c / 2) * 32 + (lane % 2) * 16 + (c % 2) * 8;
-  }
-};
+static inline uint nibbles_at(uint step, uint lane, uint c) {
+  return step * 1024 + (lane / 2) * 64 + (c / 2) * 32 + (lane % 2) * 16 + (c % 2) * 8;
+}
 
 template <>
-struct LaneWeights<kWeightQ4_K> : LaneNibbles {
+struct LaneWeights<kWeightQ4_K> {
+  static uint at(uint step, uint lane, uint c) { return nibbles_at(step, lane, c); }
   uint2 q[2];
   float2 scale, min;
 
@@ -228,7 +263,8 @@ struct LaneWeights<kWeightQ4_K> : LaneNibbles {
 };
 
 template <>
-struct LaneWeights<kWeightQ5_K> : LaneNibbles {
+struct LaneWeights<kWeightQ5_K> {
+  static uint at(uint step, uint lane, uint c) { return nibbles_at(step, lane, c); }
   uint2 q[2], fifth[2];
   float2 scale, min;
 
@@ -252,7 +288,8 @@ struct LaneWeights<kWeightQ5_K> : LaneNibbles {
 };
 
 template <>
-struct LaneWeights<kWeightQ6_K> : LaneQuarters {
+struct LaneWeights<kWeightQ6_K> {
+  static uint at(uint step, uint lane, uint c) { return quarters_at(step, lane, c); }
   uint2 low[2], high;
   uint scales;  // of the four chunks, a signed byte each
   float d;
@@ -279,12 +316,13 @@ struct LaneWeights<kWeightQ6_K> : LaneQuarters {
 };
 
 // The lane owns 32 consecutive weights.
-struct LaneGroups {
-  static uint at(uint step, uint lane, uint c) { return step * 1024 + lane * 32 + c * 8; }
-};
+static inline uint groups_at(uint step, uint lane, uint c) {
+  return step * 1024 + lane * 32 + c * 8;
+}
 
 template <>
-struct LaneWeights<kWeightIQ2_XXS> : LaneGroups {
+struct LaneWeights<kWeightIQ2_XXS> {
+  static uint at(uint step, uint lane, uint c) { return groups_at(step, lane, c); }
   uint index, bits;
   float scale;
 
@@ -307,7 +345,8 @@ struct LaneWeights<kWeightIQ2_XXS> : LaneGroups {
 };
 
 template <>
-struct LaneWeights<kWeightIQ3_XXS> : LaneGroups {
+struct LaneWeights<kWeightIQ3_XXS> {
+  static uint at(uint step, uint lane, uint c) { return groups_at(step, lane, c); }
   uint2 index;
   uint bits;
   float scale;
@@ -330,7 +369,8 @@ struct LaneWeights<kWeightIQ3_XXS> : LaneGroups {
 };
 
 template <>
-struct LaneWeights<kWeightIQ2_S> : LaneGroups {
+struct LaneWeights<kWeightIQ2_S> {
+  static uint at(uint step, uint lane, uint c) { return groups_at(step, lane, c); }
   uint index, signs, high, scales;
   float d;
 
@@ -397,7 +437,7 @@ static inline float one_weight(device const uchar* row, device const uchar* scal
 /// squares are summed too: what RMS normalisation needs costs no pass of its own, since the lanes of
 /// the SIMD-group together read all of x.
 template <uint kType, uint kRows, uint kTokens>
-static inline void typed_row_dots(
+GREBE_INLINE void typed_row_dots(
     const thread LaneRows<kRows>& rows,
     const thread LaneInput& in,
     uint n_in,
@@ -408,21 +448,26 @@ static inline void typed_row_dots(
   typedef LaneWeights<kType> Weights;
   const uint n = n_in & ~7u, n_steps = (n + 1023) / 1024;
   uint x_of[kTokens];
+#pragma unroll
   for (uint t = 0; t < kTokens; t++) x_of[t] = min(t, in.n_tokens - 1) * in.stride;
   for (uint step = 0; step < n_steps; step++) {
     Weights w[kRows];
+#pragma unroll
     for (uint r = 0; r < kRows; r++) w[r].load(rows.w[r], rows.scales[r], step, lane, n);
+#pragma unroll
     for (uint c = 0; c < 4; c++) {
       const uint at = Weights::at(step, lane, c);
       const bool inside = at < n;
       const uint k = inside ? at : 0;
       Chunk chunks[kRows];
+#pragma unroll
       for (uint r = 0; r < kRows; r++) chunks[r] = w[r].chunk(c, grid);
       float4 na = 1, nb = 1;
       if (normed) {
         na = load_float4(in.norm + k);
         nb = load_float4(in.norm + k + 4);
       }
+#pragma unroll
       for (uint t = 0; t < kTokens; t++) {
         float4 xa = load_float4(in.x + x_of[t] + k), xb = load_float4(in.x + x_of[t] + k + 4);
         if (normed) {
@@ -433,6 +478,7 @@ static inline void typed_row_dots(
         }
         const float4 both = xa + xb;
         const float sum = both.x + both.y + both.z + both.w;
+#pragma unroll
         for (uint r = 0; r < kRows; r++) {
           const float product = dot(chunks[r].a, xa) + dot(chunks[r].b, xb);
           const float part = chunks[r].scale * product - chunks[r].min * sum;
@@ -444,12 +490,14 @@ static inline void typed_row_dots(
   if (kType == kWeightF32 || kType == kWeightF16 || kType == kWeightBF16 || kType == kWeightF8) {
     const uint k = n + lane;  // only these types have rows of any length
     if (k < n_in) {
+#pragma unroll
       for (uint t = 0; t < kTokens; t++) {
         float x = in.x[x_of[t] + k];
         if (normed) {
           sums.squares[t] += x * x;
           x *= in.norm[k];
         }
+#pragma unroll
         for (uint r = 0; r < kRows; r++) {
           sums.dot[r][t] += one_weight<kType>(rows.w[r], rows.scales[r], k) * x;
         }
@@ -458,9 +506,10 @@ static inline void typed_row_dots(
   }
 }
 
-/// The same for a type known when the pipeline is made: one case remains.
+/// The same for a type known when the pipeline is made (or chosen between two such): only its case
+/// remains.
 template <uint kRows, uint kTokens>
-static inline void row_dots(
+GREBE_INLINE void row_dots(
     uint type,
     const thread LaneRows<kRows>& rows,
     const thread LaneInput& in,

@@ -100,17 +100,17 @@ template <uint kRows, uint kTokens>
   const LaneInput in = {x + group.y * a.x_group_stride, a.x_stride, a.n_tokens, norm};
   LaneSums<kRows, kTokens> sums;
   sums.clear();
-  if (product.slot == 0) {
-    row_dots(kType0, rows, in, a.n_in, kNormed != 0, lane, grid, sums);
-  } else {
-    row_dots(kType1, rows, in, a.n_in, kNormed != 0, lane, grid1, sums);
-  }
+  const bool second = product.slot != 0;
+  row_dots(
+      second ? kType1 : kType0, rows, in, a.n_in, kNormed != 0, lane, second ? grid1 : grid, sums);
 
   // Lane t kRows + r keeps output (t, r).
   float mine = 0;
+#pragma unroll
   for (uint t = 0; t < kTokens; t++) {
     float scale = 1;
     if (kNormed) scale = rsqrt(simd_sum(sums.squares[t]) / float(a.n_in) + a.eps);
+#pragma unroll
     for (uint r = 0; r < kRows; r++) {
       const float sum = simd_sum(sums.dot[r][t]) * scale;
       if (lane == t * kRows + r) mine = sum;

@@ -32,9 +32,10 @@ static inline device const uchar* expert_scales(
 }
 
 // Rows of gate and of up times x: sums.dot[r] for gate, sums.dot[kPairs + r] for up. Both matrices
-// share what is read of x when they have one type, as in every known file.
+// share what is read of x when they have one type, as in every known file; else there are two
+// passes, each with its own rows in both places.
 template <uint kPairs, uint kTokens>
-static inline void gate_up_dots(
+GREBE_INLINE void gate_up_dots(
     uint gate_type,
     uint up_type,
     const thread LaneRows<2 * kPairs>& rows,
@@ -44,26 +45,28 @@ static inline void gate_up_dots(
     threadgroup const half4* gate_grid,
     threadgroup const half4* up_grid,
     thread LaneSums<2 * kPairs, kTokens>& sums) {
-  if (gate_type == up_type) {
-    row_dots(gate_type, rows, in, n_in, false, lane, gate_grid, sums);
-    return;
-  }
-  for (uint half_rows = 0; half_rows < 2; half_rows++) {
-    LaneRows<kPairs> part;
-    LaneSums<kPairs, kTokens> part_sums;
+  const uint n_passes = gate_type == up_type ? 1 : 2;
+  for (uint pass = 0; pass < n_passes; pass++) {
+    LaneRows<2 * kPairs> part = rows;
+    LaneSums<2 * kPairs, kTokens> part_sums;
     part_sums.clear();
-    for (uint r = 0; r < kPairs; r++) {
-      part.w[r] = rows.w[half_rows * kPairs + r];
-      part.scales[r] = rows.scales[half_rows * kPairs + r];
+    if (n_passes == 2) {
+#pragma unroll
+      for (uint r = 0; r < kPairs; r++) {
+        part.w[r] = part.w[kPairs + r] = pass ? rows.w[kPairs + r] : rows.w[r];
+        part.scales[r] = part.scales[kPairs + r] =
+            pass ? rows.scales[kPairs + r] : rows.scales[r];
+      }
     }
-    if (half_rows == 0) {
-      row_dots(gate_type, part, in, n_in, false, lane, gate_grid, part_sums);
-    } else {
-      row_dots(up_type, part, in, n_in, false, lane, up_grid, part_sums);
-    }
+    row_dots(
+        pass ? up_type : gate_type, part, in, n_in, false, lane, pass ? up_grid : gate_grid,
+        part_sums);
+#pragma unroll
     for (uint r = 0; r < kPairs; r++) {
+#pragma unroll
       for (uint t = 0; t < kTokens; t++) {
-        sums.dot[half_rows * kPairs + r][t] = part_sums.dot[r][t];
+        if (pass == 0) sums.dot[r][t] = part_sums.dot[r][t];
+        sums.dot[kPairs + r][t] = part_sums.dot[kPairs + r][t];
       }
     }
   }
@@ -71,7 +74,7 @@ static inline void gate_up_dots(
 
 // h[t, i] = swiglu(gate row i x[t], up row i x[t]) * weight for rows [first, first + kPairs).
 template <uint kPairs, uint kTokens>
-static inline void gate_up_rows(
+GREBE_INLINE void gate_up_rows(
     uint gate_type,
     uint up_type,
     constant MoeWeight& gate,
@@ -104,7 +107,9 @@ static inline void gate_up_rows(
   gate_up_dots<kPairs, kTokens>(
       gate_type, up_type, rows, in, hidden, lane, gate_grid, up_grid, sums);
   float g = 0, u = 0;
+#pragma unroll
   for (uint t = 0; t < kTokens; t++) {
+#pragma unroll
     for (uint r = 0; r < kPairs; r++) {
       const float gate_sum = simd_sum(sums.dot[r][t]), up_sum = simd_sum(sums.dot[kPairs + r][t]);
       if (lane == t * kPairs + r) {
@@ -290,7 +295,9 @@ template <uint kRows, uint kTokens>
     }
   }
   float mine = 0;
+#pragma unroll
   for (uint t = 0; t < kTokens; t++) {
+#pragma unroll
     for (uint r = 0; r < kRows; r++) {
       const float sum = simd_sum(sums.dot[r][t]);
       if (lane == t * kRows + r) mine = sum;
