@@ -60,7 +60,13 @@ _ELEMENTS = ["float", "half", "bfloat", "char", "uchar", "short", "ushort"]
 _ELEMENTS += ["int", "uint", "long", "ulong", "bool"]
 _VECTORS = {f"{element}{n}" for element in _ELEMENTS for n in "234"}
 _ADDRESS_SPACES = {
-    "exec": {"device": "", "constant": "const", "threadgroup": "", "thread": "", "kernel": ""},
+    "exec": {
+        "device": "",
+        "constant": "const",
+        "threadgroup": "",
+        "thread": "",
+        "kernel": "MSL_KERNEL",
+    },
     "lint": {
         "device": "__global",
         "constant": "__constant",

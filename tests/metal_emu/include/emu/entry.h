@@ -4,6 +4,9 @@
 
 #include "barrier.h"
 
+// One copy of the code: not one in the table's functions as well.
+#define MSL_KERNEL static __attribute__((noinline))
+
 template <class P>
 struct msl_argument {  // built-in inputs, scalar or vector
   MSL_NODEBUG static P get(msl_context* context, msl_param param) {
