@@ -38,18 +38,15 @@ static inline uint2 load8(device const uchar* p) {
 
 /// 8 bytes from any address.
 static inline uint2 load8_unaligned(device const uchar* p) {
-  const uchar4 low = ((device const packed_uchar4*)p)[0], high = ((device const packed_uchar4*)p)[1];
+  const uchar4 low = ((device const packed_uchar4*)p)[0],
+               high = ((device const packed_uchar4*)p)[1];
   return uint2(as_type<uint>(low), as_type<uint>(high));
 }
 
 /// Four floats from an address that is a multiple of 4.
-static inline float4 load_float4(device const float* p) {
-  return *(device const packed_float4*)p;
-}
+static inline float4 load_float4(device const float* p) { return *(device const packed_float4*)p; }
 
-static inline float load_half(device const uchar* p) {
-  return float(*(device const half*)p);
-}
+static inline float load_half(device const uchar* p) { return float(*(device const half*)p); }
 
 static inline float4 unsigned_bytes(uint u) { return float4(as_type<uchar4>(u)); }
 static inline float4 signed_bytes(uint u) { return float4(as_type<char4>(u)); }
@@ -79,8 +76,8 @@ static inline uint grid2_bytes(uint ranks) {
 
 /// Four values of a 3-bit grid entry as bytes: 4, 12, 20, 28, 36, 44, 52, 62.
 static inline uint grid3_bytes(uint ranks) {
-  const uint r = (ranks & 7u) | (ranks & 0x38u) << 5 | (ranks & 0x1c0u) << 10 |
-                 (ranks & 0xe00u) << 15;
+  const uint r =
+      (ranks & 7u) | (ranks & 0x38u) << 5 | (ranks & 0x1c0u) << 10 | (ranks & 0xe00u) << 15;
   return 0x04040404u + (r << 3) + ((r + 0x01010101u) >> 2 & 0x02020202u);
 }
 

@@ -22,7 +22,11 @@ constant uint kType [[function_constant(0)]];
   const uint token = min(uint(tokens[t]), a.n_rows - 1);
   float4 v[4];
   dequant16(
-      kType, w + ulong(token) * a.row_bytes, scales + ulong(token / 128) * a.scale_stride, k, a.n_in,
+      kType,
+      w + ulong(token) * a.row_bytes,
+      scales + ulong(token / 128) * a.scale_stride,
+      k,
+      a.n_in,
       v);
   const uint n = min(a.n_in - k, 16u);
   for (uint j = 0; j < a.n_streams; j++) {

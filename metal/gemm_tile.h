@@ -50,9 +50,7 @@ static inline float4 load_four(device const In* p) {
   return float4(p[0], p[1], p[2], p[3]);
 }
 
-static inline void store_four(threadgroup half* p, float4 v) {
-  *(threadgroup half4*)p = half4(v);
-}
+static inline void store_four(threadgroup half* p, float4 v) { *(threadgroup half4*)p = half4(v); }
 static inline void store_four(threadgroup float* p, float4 v) { *(threadgroup float4*)p = v; }
 
 /// sums = x times w, transposed. All 128 threads call it; `memory` is free again after a barrier.

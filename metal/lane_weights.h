@@ -2,12 +2,12 @@
 //
 // A row is read in steps of 1,024 weights. In each step a lane owns four chunks of 8 consecutive
 // weights; which ones depends on the type, so that neighbouring lanes read neighbouring bytes, no
-// byte is read twice, and a chunk has one scale. Eight weights times x then cost eight multiply-adds
-// and one scaling. Several rows share the x that a lane has read.
+// byte is read twice, and a chunk has one scale. Eight weights times x then cost eight
+// multiply-adds and one scaling. Several rows share the x that a lane has read.
 //
 // Superblock types (256 weights): lanes 8 b to 8 b + 7 own block b of the step's four. Q8_0, floats
-// and F8: chunk c of all lanes covers 256 consecutive weights. MXFP4: chunks 2 p and 2 p + 1 are the
-// low and high nibbles of the same 8 bytes.
+// and F8: chunk c of all lanes covers 256 consecutive weights. MXFP4: chunks 2 p and 2 p + 1 are
+// the low and high nibbles of the same 8 bytes.
 //
 // The end of a row may be ragged: a lane past it reads its last block again and adds nothing, so
 // loads need no branch.
@@ -58,8 +58,8 @@ static inline float4 flip_half_signs(half4 v, uint signs) {
 template <uint kType>
 struct LaneWeights;
 
-// Types whose chunks stand alone: chunk c of the lanes covers 256 consecutive weights. They are read
-// when asked for.
+// Types whose chunks stand alone: chunk c of the lanes covers 256 consecutive weights. They are
+// read when asked for.
 struct FlatLane {
   device const uchar* row;
   device const uchar* scales;
@@ -102,8 +102,7 @@ struct LaneWeights<kWeightF16> {
   }
   Chunk chunk(uint c, threadgroup const half4*) const {
     device const uchar* p = in.row + 2 * flat_inside(in, c);
-    return {
-        float4(as_type<half4>(load8(p))), float4(as_type<half4>(load8(p + 8))), 1.f, 0.f};
+    return {float4(as_type<half4>(load8(p))), float4(as_type<half4>(load8(p + 8))), 1.f, 0.f};
   }
 };
 
@@ -134,8 +133,7 @@ struct LaneWeights<kWeightF8> {
   }
   Chunk chunk(uint c, threadgroup const half4*) const {
     const uint k = flat_inside(in, c);
-    const uint2 q =
-        kAlignedRows ? *(device const uint2*)(in.row + k) : load8_unaligned(in.row + k);
+    const uint2 q = kAlignedRows ? *(device const uint2*)(in.row + k) : load8_unaligned(in.row + k);
     float scale = e8m0_to_float(in.scales[k / 128]) * 0x1p8f;
     if (has_e4m3_nan(q.x) || has_e4m3_nan(q.y)) scale = as_type<float>(0x7fc00000u);
     return {e4m3_scaled(q.x), e4m3_scaled(q.y), scale, 0.f};
@@ -230,8 +228,7 @@ struct LaneWeights<kWeightQ3_K> {
   }
   Chunk chunk(uint c, threadgroup const half4*) const {
     const uint2 u = (q >> (2 * c) & 0x03030303u) | (high >> c & 0x01010101u) << 2;
-    return {
-        unsigned_bytes(u.x) - 4.f, unsigned_bytes(u.y) - 4.f, d * float(scales[c]), 0.f};
+    return {unsigned_bytes(u.x) - 4.f, unsigned_bytes(u.y) - 4.f, d * float(scales[c]), 0.f};
   }
 };
 
@@ -281,8 +278,8 @@ struct LaneWeights<kWeightQ5_K> {
     min = load_half(block + 2) * float2(low.y, high.y);
   }
   Chunk chunk(uint c, threadgroup const half4*) const {
-    const uint2 u = (q[c % 2] >> (c / 2 * 4) & 0x0f0f0f0fu) |
-                    (fifth[c % 2] >> (c / 2) & 0x01010101u) << 4;
+    const uint2 u =
+        (q[c % 2] >> (c / 2 * 4) & 0x0f0f0f0fu) | (fifth[c % 2] >> (c / 2) & 0x01010101u) << 4;
     return {unsigned_bytes(u.x), unsigned_bytes(u.y), scale[c / 2], min[c / 2]};
   }
 };
@@ -305,8 +302,8 @@ struct LaneWeights<kWeightQ6_K> {
     d = load_half(block + 208);
   }
   Chunk chunk(uint c, threadgroup const half4*) const {
-    const uint2 u = (low[c % 2] >> (c / 2 * 4) & 0x0f0f0f0fu) |
-                    (high >> (2 * c) & 0x03030303u) << 4;
+    const uint2 u = (low[c % 2] >> (c / 2 * 4) & 0x0f0f0f0fu) | (high >> (2 * c) & 0x03030303u)
+                                                                    << 4;
     return {
         unsigned_bytes(u.x) - 32.f,
         unsigned_bytes(u.y) - 32.f,
@@ -434,8 +431,8 @@ static inline float one_weight(device const uchar* row, device const uchar* scal
 }
 
 /// sums.dot[r][t] += row r times x of token t; with `normed`, x is multiplied by norm first and its
-/// squares are summed too: what RMS normalisation needs costs no pass of its own, since the lanes of
-/// the SIMD-group together read all of x.
+/// squares are summed too: what RMS normalisation needs costs no pass of its own, since the lanes
+/// of the SIMD-group together read all of x.
 template <uint kType, uint kRows, uint kTokens>
 GREBE_INLINE void typed_row_dots(
     const thread LaneRows<kRows>& rows,

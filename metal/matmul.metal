@@ -44,10 +44,10 @@ template <class E, uint kTokens>
   }
 }
 
-#define GREBE_MATMUL(kType, kTokens)                                                   \
-  template [[host_name("matmul_" #kType "_t" #kTokens)]] [[kernel]] decltype(matmul<   \
-      kType,                                                                           \
-      kTokens>) matmul<kType, kTokens>;
+#define GREBE_MATMUL(kType, kTokens) \
+  template [[host_name(              \
+      "matmul_" #kType               \
+      "_t" #kTokens)]] [[kernel]] decltype(matmul<kType, kTokens>) matmul<kType, kTokens>;
 GREBE_MATMUL(half, 16)
 GREBE_MATMUL(half, 32)
 GREBE_MATMUL(half, 64)

@@ -4,8 +4,8 @@
 // kTokens vectors on its own; there is nothing to wait for within a threadgroup. Four rows share an
 // x in registers, which keeps x at a quarter of the traffic of 8-bit weights, and give each lane
 // some 64 bytes to wait for at a time: with the 20 SIMD-groups that fit a core's registers this is
-// several times what hides the latency of memory. With 8 tokens two rows need the registers of four.
-// One row is for products so small (a router) that four would leave cores idle.
+// several times what hides the latency of memory. With 8 tokens two rows need the registers of
+// four. One row is for products so small (a router) that four would leave cores idle.
 #include <metal_stdlib>
 
 #include "args/matmul_args.h"
@@ -122,10 +122,10 @@ template <uint kRows, uint kTokens>
   }
 }
 
-#define GREBE_MATVEC(kRows, kTokens)                                               \
-  template [[host_name("matvec_r" #kRows "_t" #kTokens)]] [[kernel]] decltype(matvec< \
-      kRows,                                                                        \
-      kTokens>) matvec<kRows, kTokens>;
+#define GREBE_MATVEC(kRows, kTokens) \
+  template [[host_name(              \
+      "matvec_r" #kRows              \
+      "_t" #kTokens)]] [[kernel]] decltype(matvec<kRows, kTokens>) matvec<kRows, kTokens>;
 GREBE_MATVEC(1, 1)
 GREBE_MATVEC(4, 1)
 GREBE_MATVEC(4, 2)

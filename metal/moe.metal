@@ -1,9 +1,9 @@
 // Routed and shared experts of a few tokens: decode [V4 4.10]. Many tokens: moe_prefill.metal.
 //
 // Two dispatches: gate, up and SwiGLU of all experts of all tokens; then down, summed over experts.
-// Both read each weight of a token's experts once; the shared expert's are read once for all tokens.
-// Tokens that share a routed expert read it once each: of 256 experts, 8 tokens with 6 each use 44
-// of the 48 on average.
+// Both read each weight of a token's experts once; the shared expert's are read once for all
+// tokens. Tokens that share a routed expert read it once each: of 256 experts, 8 tokens with 6 each
+// use 44 of the 48 on average.
 #include <metal_stdlib>
 
 #include "args/moe_args.h"
@@ -21,52 +21,85 @@ constant uint kDown [[function_constant(4)]];
 constant uint kSharedDown [[function_constant(5)]];
 constant uint kRoute [[function_constant(6)]];  // MoeRoute
 
-// Row r of an expert's matrix.
-static inline device const uchar* expert_row(
-    constant MoeWeight& m, device const uchar* w, uint expert, uint row) {
-  return w + expert * m.expert_bytes + row * m.row_bytes;
-}
-static inline device const uchar* expert_scales(
-    constant MoeWeight& m, device const uchar* s, uint expert, uint row) {
-  return s + ulong(expert) * m.expert_scale_bytes + ulong(row / 128) * m.scale_stride;
+// A matrix of one expert.
+struct Matrix {
+  uint type;  // a function constant
+  device const uchar* w;
+  device const uchar* scales;
+  ulong row_bytes;
+  uint scale_stride;
+  threadgroup const half4* grid;
+};
+
+static inline Matrix expert_matrix(
+    uint type,
+    constant MoeWeight& m,
+    device const uchar* w,
+    device const uchar* scales,
+    uint expert,
+    threadgroup const half4* grid) {
+  return {
+      type,
+      w + expert * m.expert_bytes,
+      scales + ulong(expert) * m.expert_scale_bytes,
+      m.row_bytes,
+      m.scale_stride,
+      grid};
 }
 
-// Rows of gate and of up times x: sums.dot[r] for gate, sums.dot[kPairs + r] for up. Both matrices
-// share what is read of x when they have one type, as in every known file; else there are two
-// passes, each with its own rows in both places.
+template <uint kRows>
+static inline void set_row(thread LaneRows<kRows>& rows, uint r, const thread Matrix& m, uint row) {
+  rows.w[r] = m.w + row * m.row_bytes;
+  rows.scales[r] = m.scales + ulong(row / 128) * m.scale_stride;
+}
+
+// Rows [first, first + kPairs) of gate and of up times x: sums.dot[r] for gate, sums.dot[kPairs +
+// r] for up. Both matrices share what is read of x when they have one type, as in every known file;
+// else there are two passes, each with its own rows in both places.
 template <uint kPairs, uint kTokens>
 GREBE_INLINE void gate_up_dots(
-    uint gate_type,
-    uint up_type,
-    const thread LaneRows<2 * kPairs>& rows,
+    const thread Matrix& gate,
+    const thread Matrix& up,
     const thread LaneInput& in,
-    uint n_in,
+    uint hidden,
+    uint n_ff,
+    uint first,
     uint lane,
-    threadgroup const half4* gate_grid,
-    threadgroup const half4* up_grid,
     thread LaneSums<2 * kPairs, kTokens>& sums) {
-  const uint n_passes = gate_type == up_type ? 1 : 2;
+  const uint n_passes = gate.type == up.type ? 1 : 2;
   for (uint pass = 0; pass < n_passes; pass++) {
-    LaneRows<2 * kPairs> part = rows;
-    LaneSums<2 * kPairs, kTokens> part_sums;
-    part_sums.clear();
-    if (n_passes == 2) {
+    LaneRows<2 * kPairs> rows;
+    LaneSums<2 * kPairs, kTokens> part;
+    part.clear();
 #pragma unroll
-      for (uint r = 0; r < kPairs; r++) {
-        part.w[r] = part.w[kPairs + r] = pass ? rows.w[kPairs + r] : rows.w[r];
-        part.scales[r] = part.scales[kPairs + r] =
-            pass ? rows.scales[kPairs + r] : rows.scales[r];
+    for (uint r = 0; r < kPairs; r++) {
+      const uint row = min(first + r, n_ff - 1);
+      if (pass == 0) {
+        set_row(rows, r, gate, row);
+      } else {
+        set_row(rows, r, up, row);
+      }
+      if (pass + 1 == n_passes) {
+        set_row(rows, kPairs + r, up, row);
+      } else {
+        set_row(rows, kPairs + r, gate, row);
       }
     }
     row_dots(
-        pass ? up_type : gate_type, part, in, n_in, false, lane, pass ? up_grid : gate_grid,
-        part_sums);
+        pass ? up.type : gate.type,
+        rows,
+        in,
+        hidden,
+        false,
+        lane,
+        pass ? up.grid : gate.grid,
+        part);
 #pragma unroll
     for (uint r = 0; r < kPairs; r++) {
 #pragma unroll
       for (uint t = 0; t < kTokens; t++) {
-        if (pass == 0) sums.dot[r][t] = part_sums.dot[r][t];
-        sums.dot[kPairs + r][t] = part_sums.dot[kPairs + r][t];
+        if (pass == 0) sums.dot[r][t] = part.dot[r][t];
+        sums.dot[kPairs + r][t] = part.dot[kPairs + r][t];
       }
     }
   }
@@ -75,15 +108,8 @@ GREBE_INLINE void gate_up_dots(
 // h[t, i] = swiglu(gate row i x[t], up row i x[t]) * weight for rows [first, first + kPairs).
 template <uint kPairs, uint kTokens>
 GREBE_INLINE void gate_up_rows(
-    uint gate_type,
-    uint up_type,
-    constant MoeWeight& gate,
-    device const uchar* gate_w,
-    device const uchar* gate_s,
-    constant MoeWeight& up,
-    device const uchar* up_w,
-    device const uchar* up_s,
-    uint expert,
+    const thread Matrix& gate,
+    const thread Matrix& up,
     const thread LaneInput& in,
     uint hidden,
     uint n_ff,
@@ -91,21 +117,9 @@ GREBE_INLINE void gate_up_rows(
     float clamp,
     float weight,
     uint lane,
-    threadgroup const half4* gate_grid,
-    threadgroup const half4* up_grid,
     device float* h) {
-  LaneRows<2 * kPairs> rows;
-  for (uint r = 0; r < kPairs; r++) {
-    const uint row = min(first + r, n_ff - 1);
-    rows.w[r] = expert_row(gate, gate_w, expert, row);
-    rows.scales[r] = expert_scales(gate, gate_s, expert, row);
-    rows.w[kPairs + r] = expert_row(up, up_w, expert, row);
-    rows.scales[kPairs + r] = expert_scales(up, up_s, expert, row);
-  }
   LaneSums<2 * kPairs, kTokens> sums;
-  sums.clear();
-  gate_up_dots<kPairs, kTokens>(
-      gate_type, up_type, rows, in, hidden, lane, gate_grid, up_grid, sums);
+  gate_up_dots<kPairs, kTokens>(gate, up, in, hidden, n_ff, first, lane, sums);
   float g = 0, u = 0;
 #pragma unroll
   for (uint t = 0; t < kTokens; t++) {
@@ -171,11 +185,13 @@ template <uint kSharedPairs, uint kTokens>
     }
     const uint first = ((group - a.n_routed_groups) * n_sg + sg) * kSharedPairs;
     if (first >= s.n_shared_ff) return;
+    const Matrix g =
+        expert_matrix(kSharedGate, a.shared_gate, shared_gate, shared_gate_scales, 0, grid);
+    const Matrix u = expert_matrix(kSharedUp, a.shared_up, shared_up, shared_up_scales, 0, up_grid);
     const LaneInput in = {x, s.hidden, s.n_tokens, x};
+    device float* to = h + ulong(s.n_tokens) * s.n_used * s.n_ff;
     gate_up_rows<kSharedPairs, kTokens>(
-        kSharedGate, kSharedUp, a.shared_gate, shared_gate, shared_gate_scales, a.shared_up,
-        shared_up, shared_up_scales, 0, in, s.hidden, s.n_shared_ff, first, a.shared_clamp, 1.f,
-        lane, grid, up_grid, h + ulong(s.n_tokens) * s.n_used * s.n_ff);
+        g, u, in, s.hidden, s.n_shared_ff, first, a.shared_clamp, 1.f, lane, to);
     return;
   }
 
@@ -213,16 +229,16 @@ template <uint kSharedPairs, uint kTokens>
   }
   const uint first = (block * n_sg + sg) * 2;
   if (first >= s.n_ff) return;
+  const Matrix g = expert_matrix(kGate, a.gate, gate, gate_scales, expert, grid);
+  const Matrix u = expert_matrix(kUp, a.up, up, up_scales, expert, up_grid);
   const LaneInput in = {x + ulong(token) * s.hidden, s.hidden, 1, x};
-  gate_up_rows<2, 1>(
-      kGate, kUp, a.gate, gate, gate_scales, a.up, up, up_scales, expert, in, s.hidden, s.n_ff,
-      first, a.clamp, weight, lane, grid, up_grid, h + ulong(pair) * s.n_ff);
+  device float* to = h + ulong(pair) * s.n_ff;
+  gate_up_rows<2, 1>(g, u, in, s.hidden, s.n_ff, first, a.clamp, weight, lane, to);
 }
 
-#define GREBE_GATE_UP(kPairs, kTokens)                                            \
-  template [[host_name("moe_gate_up_t" #kTokens)]] [[kernel]] decltype(moe_gate_up< \
-      kPairs,                                                                      \
-      kTokens>) moe_gate_up<kPairs, kTokens>;
+#define GREBE_GATE_UP(kPairs, kTokens)             \
+  template [[host_name("moe_gate_up_t" #kTokens)]] \
+  [[kernel]] decltype(moe_gate_up<kPairs, kTokens>) moe_gate_up<kPairs, kTokens>;
 GREBE_GATE_UP(2, 1)
 GREBE_GATE_UP(2, 2)
 GREBE_GATE_UP(2, 4)
@@ -263,11 +279,10 @@ template <uint kRows, uint kTokens>
   LaneSums<kRows, kTokens> sums;
   sums.clear();
   if (s.n_shared_ff > 0) {
-    for (uint r = 0; r < kRows; r++) {
-      const uint row = min(first + r, s.hidden - 1);
-      rows.w[r] = expert_row(a.shared_down, shared_down, 0, row);
-      rows.scales[r] = expert_scales(a.shared_down, shared_down_scales, 0, row);
-    }
+    const Matrix m =
+        expert_matrix(kSharedDown, a.shared_down, shared_down, shared_down_scales, 0, shared_grid);
+#pragma unroll
+    for (uint r = 0; r < kRows; r++) set_row(rows, r, m, min(first + r, s.hidden - 1));
     device const float* shared_h = h + ulong(s.n_tokens) * s.n_used * s.n_ff;
     const LaneInput in = {shared_h, s.n_shared_ff, s.n_tokens, h};
     row_dots(kSharedDown, rows, in, s.n_shared_ff, false, lane, shared_grid, sums);
@@ -277,11 +292,9 @@ template <uint kRows, uint kTokens>
     routed.clear();
     for (uint slot = 0; slot < s.n_used; slot++) {
       const uint pair = t * s.n_used + slot, expert = min(uint(experts[pair]), s.n_experts - 1);
-      for (uint r = 0; r < kRows; r++) {
-        const uint row = min(first + r, s.hidden - 1);
-        rows.w[r] = expert_row(a.down, down, expert, row);
-        rows.scales[r] = expert_scales(a.down, down_scales, expert, row);
-      }
+      const Matrix m = expert_matrix(kDown, a.down, down, down_scales, expert, grid);
+#pragma unroll
+      for (uint r = 0; r < kRows; r++) set_row(rows, r, m, min(first + r, s.hidden - 1));
       const LaneInput in = {h + ulong(pair) * s.n_ff, s.n_ff, 1, h};
       row_dots(kDown, rows, in, s.n_ff, false, lane, grid, routed);
     }
@@ -307,10 +320,9 @@ template <uint kRows, uint kTokens>
   if (t < min(kTokens, s.n_tokens) && row < s.hidden) y[ulong(t) * s.hidden + row] = mine;
 }
 
-#define GREBE_DOWN(kRows, kTokens)                                          \
-  template [[host_name("moe_down_t" #kTokens)]] [[kernel]] decltype(moe_down< \
-      kRows,                                                                  \
-      kTokens>) moe_down<kRows, kTokens>;
+#define GREBE_DOWN(kRows, kTokens)                                                            \
+  template [[host_name("moe_down_t" #kTokens)]] [[kernel]] decltype(moe_down<kRows, kTokens>) \
+      moe_down<kRows, kTokens>;
 GREBE_DOWN(4, 1)
 GREBE_DOWN(4, 2)
 GREBE_DOWN(4, 4)

@@ -173,11 +173,11 @@ template <class E, uint kTokens>
   }
 }
 
-#define GREBE_TILES(kType, kTokens)                                                           \
-  template [[host_name("moe_tiles_gate_up_" #kType "_t" #kTokens)]] [[kernel]] decltype(      \
-      moe_tiles_gate_up<kType, kTokens>) moe_tiles_gate_up<kType, kTokens>;                   \
-  template [[host_name("moe_tiles_down_" #kType "_t" #kTokens)]] [[kernel]] decltype(         \
-      moe_tiles_down<kType, kTokens>) moe_tiles_down<kType, kTokens>;
+#define GREBE_TILES(kType, kTokens)                                                         \
+  template [[host_name("moe_tiles_gate_up_" #kType "_t" #kTokens)]]                         \
+  [[kernel]] decltype(moe_tiles_gate_up<kType, kTokens>) moe_tiles_gate_up<kType, kTokens>; \
+  template [[host_name("moe_tiles_down_" #kType "_t" #kTokens)]]                            \
+  [[kernel]] decltype(moe_tiles_down<kType, kTokens>) moe_tiles_down<kType, kTokens>;
 GREBE_TILES(half, 16)
 GREBE_TILES(half, 32)
 GREBE_TILES(half, 64)

@@ -71,12 +71,13 @@ def test_in_any_order_and_checked(checked, cpu, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("n", [3, 9, 20, 70])
-@pytest.mark.parametrize("dtype", ["F32", "BF16", "Q8_0", "Q2_K", "IQ2_XXS", "MXFP4"])
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "Q8_0", "Q2_K", "IQ2_XXS", "MXFP4", "F8_E4M3"])
 def test_half_precision_tiles(metal_fast, cpu, dtype: str, n: int) -> None:
     rng = np.random.default_rng(n)
     w, x = random_weight(rng, dtype, 130, 512), vectors(rng, n, 512)
     got = multiply(metal_fast, w, x)
-    expect_close(got, cpu, w, x, TOLERANCE if n <= 8 else HALF_TOLERANCE)
+    in_float = n <= 8 or dtype in ("F32", "F16", "BF16")
+    expect_close(got, cpu, w, x, TOLERANCE if in_float else HALF_TOLERANCE)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
@@ -109,6 +110,26 @@ def test_bundle(checked, cpu, n: int, normed: bool) -> None:
     for w, a, b in zip(weights, got, expected, strict=True):
         size = np.abs(b).max() + np.abs(floats_of(cpu, w)).max() * 256**0.5
         assert np.abs(a - b).max() <= 3e-6 * size, w.dtype
+
+
+def test_dispatches_of_a_bundle(metal, fake) -> None:
+    """Of up to eight products and two types; the groups of the output projection are one product."""
+    rng = np.random.default_rng(6)
+    for types, n_dispatches in (
+        (["Q8_0"] * 8, 1),
+        (["Q8_0", "F16"] * 4, 1),
+        (["Q8_0"] * 9, 2),
+        (["Q8_0", "F16", "F32"], 2),
+    ):
+        weights = [random_weight(rng, t, 3, 64) for t in types]
+        before = fake["dispatches"]
+        bundle(metal, weights, vectors(rng, 2, 64), vectors(rng, 1, 64)[0])
+        assert fake["dispatches"] - before == n_dispatches, types
+    w = random_weight(rng, "Q8_0", 24, 64)
+    for n in (1, 9):
+        before = fake["dispatches"]
+        metal.matmul_grouped(w.data, "Q8_0", 8, 3, vectors(rng, n, 512))
+        assert fake["dispatches"] - before == 1
 
 
 def test_norm_of_ragged_rows(metal, cpu) -> None:

@@ -186,6 +186,17 @@ def test_route_on_the_way(checked, cpu, n_experts: int, n: int) -> None:
     expect_close(got, expected)
 
 
+def test_dispatches_of_a_token(metal, fake) -> None:
+    """Routing, gate, up and SwiGLU; then down: two."""
+    rng = np.random.default_rng(1)
+    e = Experts(rng, MIXES[0])
+    for n in (1, 8):
+        x, _, _ = inputs(rng, e, n)
+        before = fake["dispatches"]
+        e.run_routed(metal, rng.standard_normal((n, 8), np.float32), np.zeros(8, np.float32), 2, x)
+        assert fake["dispatches"] - before == 2
+
+
 @pytest.mark.parametrize("n", [2, 10])
 def test_what_is_not_finite_goes_through(metal, n: int) -> None:
     rng = np.random.default_rng(n)

@@ -36,7 +36,9 @@ struct Grouped {
     return true;
   }
 
-  const uint8_t* rows() const { return product.w->data + product.w->row_bytes() * product.row_begin; }
+  const uint8_t* rows() const {
+    return product.w->data + product.w->row_bytes() * product.row_begin;
+  }
   uint64_t weight_bytes() const {
     return rows_bytes(*product.w, static_cast<uint64_t>(product.n_rows * n_groups));
   }
@@ -158,7 +160,7 @@ void run_tiles(Recorder& r, const Grouped& g, int64_t n) {
   const char* const kernels[2][3] = {
       {"matmul_half_t16", "matmul_half_t32", "matmul_half_t64"},
       {"matmul_float_t16", "matmul_float_t32", "matmul_float_t64"}};
-  r.dispatch("matmul", kernels[r.exact()][tokens / 32])
+  r.dispatch("matmul", kernels[float_tiles(r.exact(), p.w->dtype)][tokens / 32])
       .constant(0, weight_type(p.w->dtype))
       .args(a)
       .weight(1, g.rows())

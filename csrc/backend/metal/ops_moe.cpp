@@ -78,8 +78,7 @@ struct MoeOp {
 
 // ---- a few tokens
 
-void run_rows(
-    Recorder& r, const MoeOp& op, const Backend::Route* route, const float* logits) {
+void run_rows(Recorder& r, const MoeOp& op, const Backend::Route* route, const float* logits) {
   const Backend::Moe& p = op.p;
   const int64_t n = op.n, n_experts = p.gate->n_experts;
   const uint32_t i_tile = n == 1 ? 0 : n == 2 ? 1 : n <= 4 ? 2 : 3;
@@ -141,12 +140,11 @@ void run_rows(
           .read(15, nullptr, 0)
           .read(16, nullptr, 0);
     }
-    uint64_t bytes =
-        op.n_pairs() * (rows_bytes(*p.gate, op.n_ff()) + rows_bytes(*p.up, op.n_ff()));
+    uint64_t bytes = op.n_pairs() * (rows_bytes(*p.gate, op.n_ff()) + rows_bytes(*p.up, op.n_ff()));
     int64_t groups = a.n_routed_groups;
     if (p.shared_gate) {
-      bytes += rows_bytes(*p.shared_gate, op.n_shared_ff()) +
-               rows_bytes(*p.shared_up, op.n_shared_ff());
+      bytes +=
+          rows_bytes(*p.shared_gate, op.n_shared_ff()) + rows_bytes(*p.shared_up, op.n_shared_ff());
       groups += (op.n_shared_ff() + shared_per_group - 1) / shared_per_group;
     }
     dispatch.write(12, h, floats(n_h))
@@ -191,10 +189,14 @@ struct TileKernels {
   uint32_t tokens;
   uint64_t element;  // bytes of h
 
-  TileKernels(bool exact, uint32_t tokens)
-      : suffix((exact ? "_float_t" : "_half_t") + std::to_string(tokens)),
-        tokens(tokens),
-        element(exact ? 4 : 2) {}
+  // One element for all three matrices: h is written by two and read by the third.
+  TileKernels(bool exact, const Weight& gate, const Weight& up, const Weight& down, uint32_t tokens)
+      : tokens(tokens) {
+    bool is_float = false;
+    for (const Weight* w : {&gate, &up, &down}) is_float |= float_tiles(exact, w->dtype);
+    suffix = (is_float ? "_float_t" : "_half_t") + std::to_string(tokens);
+    element = is_float ? 4 : 2;
+  }
 };
 
 // An expert has n_pairs / n_experts tokens on average; half-empty tiles cost as much as full ones.
@@ -307,19 +309,20 @@ SortedPairs sort_pairs(Recorder& r, const MoeOp& op, uint32_t tile_tokens) {
 
 void run_tiles(Recorder& r, const MoeOp& op) {
   const Backend::Moe& p = op.p;
-  const TileKernels routed(r.exact(), expert_tile_tokens(op.n_pairs(), p.gate->n_experts));
+  const TileKernels routed(
+      r.exact(), *p.gate, *p.up, *p.down, expert_tile_tokens(op.n_pairs(), p.gate->n_experts));
   const SortedPairs pairs = sort_pairs(r, op, routed.tokens);
   void* h = r.scratch(routed.element * op.n_pairs() * op.n_ff());
   if (p.shared_gate) {
-    const TileKernels shared(r.exact(), tile_tokens(op.n));
+    const TileKernels shared(
+        r.exact(), *p.shared_gate, *p.shared_up, *p.shared_down, tile_tokens(op.n));
     SortedPairs tokens;
     tokens.n_pairs = op.n;
     tokens.n_tiles = (op.n + shared.tokens - 1) / shared.tokens;
     void* shared_h = r.scratch(shared.element * op.n * op.n_shared_ff());
     run_gate_up(r, op, *p.shared_gate, *p.shared_up, p.shared_clamp, tokens, shared, shared_h);
     run_gate_up(r, op, *p.gate, *p.up, p.clamp, pairs, routed, h);
-    run_down(
-        r, op, *p.shared_down, tokens, shared, shared_h, 0, op.hidden(), op.y, op.hidden());
+    run_down(r, op, *p.shared_down, tokens, shared, shared_h, 0, op.hidden(), op.y, op.hidden());
   } else {
     run_gate_up(r, op, *p.gate, *p.up, p.clamp, pairs, routed, h);
   }

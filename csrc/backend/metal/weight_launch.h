@@ -49,10 +49,17 @@ struct MatvecTile {
 inline MatvecTile matvec_tile(int64_t n, int64_t n_rows) {
   // Below this four rows at a time would leave a large GPU with a handful of SIMD-groups a core.
   constexpr int64_t kFewRows = 2048;
-  if (n == 1) return n_rows < kFewRows ? MatvecTile{"matvec_r1_t1", 1} : MatvecTile{"matvec_r4_t1", 4};
+  if (n == 1)
+    return n_rows < kFewRows ? MatvecTile{"matvec_r1_t1", 1} : MatvecTile{"matvec_r4_t1", 4};
   if (n == 2) return {"matvec_r4_t2", 4};
   if (n <= 4) return {"matvec_r4_t4", 4};
   return {"matvec_r2_t8", 2};
+}
+
+/// Whether tiles are of float: in exact mode, and for weights of floats, whose products (router,
+/// compressors) choose things and are a small part of the work. The CPU keeps x in float there too.
+inline bool float_tiles(bool exact, DType t) {
+  return exact || t == DType::kF32 || t == DType::kF16 || t == DType::kBF16;
 }
 
 /// Tokens of a tile for n of them: 16, 32 or 64.
