@@ -34,7 +34,9 @@ def check(found: list[str], kernel: str, expected: str) -> None:
 def run(library):
     """run(kernel, threads, ...) with x = buffer 0 where there is one, and y last; gives findings."""
 
-    def run_kernel(kernel: str, threads: int, buffers: int = 1, groups: int = 1, n: int = 512, **options):
+    def run_kernel(
+        kernel: str, threads: int, buffers: int = 1, groups: int = 1, n: int = 512, **options
+    ):
         x, y = np.ones(256, np.float32), np.zeros(n, np.float32)
         bound = {0: y} if buffers == 1 else {0: x, 1: y}
         library("defects", True).run(kernel, bound, groups, threads, **options)

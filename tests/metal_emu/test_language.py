@@ -69,7 +69,9 @@ def test_integers_and_function_constants(library, race, given):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_simd_functions(library, race, seed):
     x = np.random.default_rng(0).standard_normal(32).astype(np.float32)
-    y = run(library, race, "simd_functions", np.zeros((13, 32), np.float32), x, threads=32, seed=seed)
+    y = run(
+        library, race, "simd_functions", np.zeros((13, 32), np.float32), x, threads=32, seed=seed
+    )
     lanes = np.arange(32)
     same = np.ones(32)
     expected = [
@@ -160,7 +162,9 @@ def test_refusals(library, race):
 
 
 def test_errors_name_the_line(race):
-    text = '#line 7 "metal/some.metal"\nkernel void k(device float* y [[buffer(0)]]) { y[0] = z; }\n'
+    text = (
+        '#line 7 "metal/some.metal"\nkernel void k(device float* y [[buffer(0)]]) { y[0] = z; }\n'
+    )
     with pytest.raises(CompileError, match=r"metal/some\.metal:7:\d+: error: use of undeclared"):
         Library(text, race)
     with pytest.raises(CompileError, match=r"metal/some\.metal:7: error: parameter without attr"):

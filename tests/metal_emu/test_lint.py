@@ -18,7 +18,9 @@ REFUSED = (KERNELS / "refused.metal").read_text()
 
 def run(*args: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.metal_emu.compiler", *args]
-    return subprocess.run(command, input=text, capture_output=True, text=True, cwd=ROOT, check=False)
+    return subprocess.run(
+        command, input=text, capture_output=True, text=True, cwd=ROOT, check=False
+    )
 
 
 def test_every_violation_is_refused_at_its_line():

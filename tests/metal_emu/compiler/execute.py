@@ -35,8 +35,9 @@ _OPTIONS = [
     "-mllvm", "-disable-early-taildup", "-mllvm", "-tail-dup-placement=false",
     # The place of a call is its return address.
     "-fno-optimize-sibling-calls",
-    # Metal contracts a * b + c by default, and rounds half after every operation.
-    "-ffp-contract=fast", "-Xclang", "-ffloat16-excess-precision=none",
+    # a * b + c is fused, as on the device, but by the front end, so that all optimisation levels give
+    # the same bits. half is rounded after every operation.
+    "-ffp-contract=on", "-Xclang", "-ffloat16-excess-precision=none",
     # Line tables for the messages, in the version that the runtime reads (which alone would mean
     # full debug information, at twice the time: the order matters).
     "-gdwarf-4", "-gline-tables-only",

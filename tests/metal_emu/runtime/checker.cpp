@@ -27,15 +27,11 @@ const char* verb(bool write) { return write ? "write" : "read"; }
 
 }  // namespace
 
-Checker& Checker::instance() {
-  static Checker* checker = new Checker;
-  return *checker;
-}
-
 // ---- what a dispatch may access ----
 
-void Checker::begin(Job& job, const msl_run& run) {
+void Checker::begin(Job& job, const msl_run& run, Worker& worker) {
   job_ = &job;
+  worker_ = &worker;
   if (run.hazard == 0 || run.hazard != hazard_) {
     first_segment_ = next_segment_;
     segments_.clear();
@@ -45,7 +41,6 @@ void Checker::begin(Job& job, const msl_run& run) {
     for (auto& [number, p] : pages_) std::fill(p->cells.begin(), p->cells.end(), Cell{});
     first_segment_ = next_segment_ = 1;
   }
-  if (threadgroup_.empty()) threadgroup_.resize(kThreadgroupBytes);
   build_intervals(run);
 }
 
@@ -190,16 +185,6 @@ bool Checker::library_access(Worker&, uintptr_t address, bool write, const void*
 
 // ---- accesses ----
 
-void Checker::access(
-    Worker& worker, uintptr_t address, size_t n, unsigned bits, const void* site) {
-  if (address - reinterpret_cast<uintptr_t>(worker.stacks) < kStackBytes * kMaxThreads) return;
-  if (address - reinterpret_cast<uintptr_t>(worker.memory) < kThreadgroupBytes) {
-    threadgroup_access(worker, address, n, bits, site);
-  } else {
-    device_access(worker, address, n, bits, site);
-  }
-}
-
 bool Checker::ordered(const Worker& worker, const ThreadgroupAccess& earlier) {
   if (earlier.epoch < worker.threadgroup_epoch) return true;  // or never, or another threadgroup
   const unsigned self = worker.lane->id;
@@ -213,7 +198,7 @@ void Checker::threadgroup_access(
     Worker& worker, uintptr_t address, size_t n, unsigned bits, const void* site) {
   const bool write = bits & kMslWrite, atomic = bits & kMslAtomic;
   const char* kernel = job_->kernel->name;
-  const auto begin = static_cast<unsigned>(address - reinterpret_cast<uintptr_t>(worker.memory));
+  const auto begin = static_cast<unsigned>(address - worker.memory_begin());
   const size_t end = begin + n;
   if (end > worker.threadgroup_top) {
     if (first_report(site, kThreadgroupEnd)) {

@@ -21,11 +21,22 @@ namespace msl {
 
 class Checker {
  public:
-  /// One for all libraries. Its callers hold the dispatch lock.
-  static Checker& instance();
+  Checker() : threadgroup_(kThreadgroupBytes) {}
 
-  void begin(Job& job, const msl_run& run);
-  void access(Worker& worker, uintptr_t address, size_t n, unsigned bits, const void* site);
+  /// Before and after the dispatch of a checked library, which one worker runs.
+  void begin(Job& job, const msl_run& run, Worker& worker);
+  void end() { worker_ = nullptr; }
+
+  void access(uintptr_t address, size_t n, unsigned bits, const void* site) {
+    if (!worker_) return;  // an initialiser of constants
+    Worker& worker = *worker_;
+    if (address - worker.stacks_begin() < kStackBytes * kMaxThreads) return;
+    if (address - worker.memory_begin() < kThreadgroupBytes) {
+      threadgroup_access(worker, address, n, bits, site);
+    } else {
+      device_access(worker, address, n, bits, site);
+    }
+  }
   void forget(uintptr_t begin, uintptr_t end);
   void mark(uintptr_t begin, uintptr_t end, bool unwritten);
 
@@ -93,6 +104,7 @@ class Checker {
   static bool ordered(const Worker& worker, const ThreadgroupAccess& earlier);
 
   Job* job_ = nullptr;
+  Worker* worker_ = nullptr;
   std::vector<Interval> intervals_;
   size_t last_interval_[64] = {};
 

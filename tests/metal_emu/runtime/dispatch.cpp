@@ -35,10 +35,11 @@ unsigned lane() { return current_worker()->lane->id % kSimdWidth; }
 void* threadgroup_alloc(unsigned slot, unsigned long n_bytes, unsigned long alignment) {
   return current_worker()->threadgroup_alloc(slot, n_bytes, alignment);
 }
+// One for all libraries; guarded by the dispatch lock.
+Checker* const kChecker = new Checker;
+
 void access(const volatile void* data, unsigned long n, unsigned bits, const void* site) {
-  Worker* worker = current_worker();
-  if (!worker || !worker->lane) return;  // an initialiser of constants
-  Checker::instance().access(*worker, reinterpret_cast<uintptr_t>(data), n, bits, site);
+  kChecker->access(reinterpret_cast<uintptr_t>(data), n, bits, site);
 }
 
 const msl_runtime kRuntime = {
@@ -78,7 +79,8 @@ void prepare(Job& job, const msl_run& run) {
     if (n_threads == 0 || n_threads > kMaxThreads) {
       refuse("a threadgroup has 1 to " + std::to_string(kMaxThreads) + " threads");
     }
-    job.groups[d] = run.by_threads ? (run.grid[d] + run.threads[d] - 1) / run.threads[d] : run.grid[d];
+    job.groups[d] =
+        run.by_threads ? (run.grid[d] + run.threads[d] - 1) / run.threads[d] : run.grid[d];
     job.n_groups *= job.groups[d];
   }
   if (job.n_groups == 0) refuse("the grid is empty");
@@ -142,9 +144,10 @@ void dispatch(Library& library, const msl_run& run) {
   job.number = ++all.n_dispatches;
   prepare(job, run);
   set_constants(library, run.constants, run.n_constants);
+  if (all.workers.empty()) all.workers.push_back(std::make_unique<Worker>());
   size_t n_workers = 1;
   if (library.abi->checked) {
-    Checker::instance().begin(job, run);
+    kChecker->begin(job, run, *all.workers[0]);
   } else {
     n_workers = static_cast<size_t>(std::max(1, run.n_workers));
     n_workers = static_cast<size_t>(std::min<uint64_t>(n_workers, job.n_groups));
@@ -156,6 +159,7 @@ void dispatch(Library& library, const msl_run& run) {
   }
   work_on(job, *all.workers[0]);
   for (auto& thread : threads) thread.join();
+  kChecker->end();
   for (auto& worker : all.workers) {
     all.work.threads += worker->work.threads;
     all.work.switches += worker->work.switches;
@@ -187,7 +191,9 @@ MSL_API void* msl_open(const char* path) {
 MSL_API const char* msl_error(void) { return last_error(); }
 MSL_API int msl_is_checked(void* library) { return of(library).abi->checked; }
 MSL_API int msl_kernel_count(void* library) { return static_cast<int>(of(library).abi->n_kernels); }
-MSL_API const char* msl_kernel_name(void* library, int i) { return of(library).abi->kernels[i].name; }
+MSL_API const char* msl_kernel_name(void* library, int i) {
+  return of(library).abi->kernels[i].name;
+}
 
 MSL_API int msl_find(void* library, const char* name) {
   const msl_library& abi = *of(library).abi;
@@ -228,19 +234,19 @@ MSL_API int msl_reports(char* text, int capacity) { return take_reports(text, ca
 MSL_API void msl_forget(const void* data, uint64_t n_bytes) {
   std::lock_guard lock(dispatcher().mutex);
   const auto begin = reinterpret_cast<uintptr_t>(data);
-  Checker::instance().forget(begin, begin + n_bytes);
+  kChecker->forget(begin, begin + n_bytes);
 }
 
 MSL_API void msl_mark_unwritten(const void* data, uint64_t n_bytes) {
   std::lock_guard lock(dispatcher().mutex);
   const auto begin = reinterpret_cast<uintptr_t>(data);
-  Checker::instance().mark(begin, begin + n_bytes, true);
+  kChecker->mark(begin, begin + n_bytes, true);
 }
 
 MSL_API void msl_mark_written(const void* data, uint64_t n_bytes) {
   std::lock_guard lock(dispatcher().mutex);
   const auto begin = reinterpret_cast<uintptr_t>(data);
-  Checker::instance().mark(begin, begin + n_bytes, false);
+  kChecker->mark(begin, begin + n_bytes, false);
 }
 
 MSL_API void msl_stats(uint64_t out[4]) {

@@ -5,7 +5,8 @@
 // Findings of the checker (and misuse, such as a barrier that only half of a threadgroup reaches)
 // are collected as text, one line each, in the form of a compiler's messages:
 //
-//   metal/norm.metal:31: race on threadgroup memory: read after an unordered write [kernel rms_norm]
+//   metal/norm.metal:31: race on threadgroup memory: read after an unordered write [kernel
+//   rms_norm]
 #pragma once
 
 #include <stdint.h>
@@ -49,8 +50,8 @@ typedef struct msl_constant {
 
 /// One dispatch.
 typedef struct msl_run {
-  int32_t kernel;       ///< from msl_find
-  int32_t by_threads;   ///< 1: `grid` counts threads (dispatchThreads), 0: threadgroups
+  int32_t kernel;      ///< from msl_find
+  int32_t by_threads;  ///< 1: `grid` counts threads (dispatchThreads), 0: threadgroups
   uint32_t grid[3];
   uint32_t threads[3];  ///< per threadgroup
   const msl_bind* binds;

@@ -1,9 +1,10 @@
 #include "fault.h"
 
+#include <ucontext.h>
+
 #include <csignal>
 #include <cstdint>
 #include <mutex>
-#include <ucontext.h>
 
 #include "job.h"
 #include "report.h"
@@ -24,8 +25,8 @@ const void* program_counter(void* context) {
 #endif
 }
 
-/// Runs on the lane's own stack, which abandon() leaves for good. The runtime itself does not fault,
-/// so no lock is held here.
+/// Runs on the lane's own stack, which abandon() leaves for good. The runtime itself does not
+/// fault, so no lock is held here.
 void on_fault(int signal, siginfo_t* info, void* context) {
   Worker* worker = current_worker();
   if (worker && worker->lane) {
@@ -50,7 +51,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
 void install_fault_handler() {
   static std::once_flag once;
   std::call_once(once, [] {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = on_fault;
     // The handler does not return, so its signal must not stay blocked.
     action.sa_flags = SA_SIGINFO | SA_NODEFER;

@@ -14,8 +14,8 @@ namespace msl {
 struct Library {
   std::string path;
   msl_library* abi = nullptr;
-  uintptr_t base = 0;             ///< what addresses in the file are relative to
-  uintptr_t begin = 0, end = 0;   ///< the loaded segments
+  uintptr_t base = 0;                ///< what addresses in the file are relative to
+  uintptr_t begin = 0, end = 0;      ///< the loaded segments
   std::unique_ptr<LineTable> lines;  ///< read when first asked for
 };
 

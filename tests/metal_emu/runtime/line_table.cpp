@@ -134,12 +134,24 @@ void LineTable::read_unit(const uint8_t* p, const uint8_t* end) {
         p = after;
         break;
       }
-      case kCopy: emit(false); break;
-      case kAdvanceAddress: row.address += take_uleb(p) * min_length; break;
-      case kAdvanceLine: row.line += static_cast<uint32_t>(take_sleb(p)); break;
-      case kSetFile: row.file = static_cast<uint32_t>(take_uleb(p)); break;
-      case kConstAddAddress: row.address += (255 - opcode_base) / line_range * min_length; break;
-      case kFixedAdvanceAddress: row.address += take<uint16_t>(p); break;
+      case kCopy:
+        emit(false);
+        break;
+      case kAdvanceAddress:
+        row.address += take_uleb(p) * min_length;
+        break;
+      case kAdvanceLine:
+        row.line += static_cast<uint32_t>(take_sleb(p));
+        break;
+      case kSetFile:
+        row.file = static_cast<uint32_t>(take_uleb(p));
+        break;
+      case kConstAddAddress:
+        row.address += (255 - opcode_base) / line_range * min_length;
+        break;
+      case kFixedAdvanceAddress:
+        row.address += take<uint16_t>(p);
+        break;
       default:
         for (unsigned i = 0; i < operand_counts[opcode - 1]; ++i) take_uleb(p);
     }
@@ -147,8 +159,10 @@ void LineTable::read_unit(const uint8_t* p, const uint8_t* end) {
 }
 
 std::string LineTable::find(uint64_t address) const {
-  auto after = std::upper_bound(
-      rows_.begin(), rows_.end(), address, [](uint64_t a, const Row& row) { return a < row.address; });
+  auto after =
+      std::upper_bound(rows_.begin(), rows_.end(), address, [](uint64_t a, const Row& row) {
+        return a < row.address;
+      });
   if (after == rows_.begin()) return "";
   const Row& row = *--after;
   if (row.line == 0 || row.file >= files_.size()) return "";

@@ -21,24 +21,25 @@ thread_local Worker* worker_of_thread = nullptr;
 
 void* reserve(size_t n_bytes) {
   void* p = mmap(
-      nullptr,
-      n_bytes,
-      PROT_READ | PROT_WRITE,
-      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-      -1,
-      0);
+      nullptr, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   return p;
 }
 
 const char* op_name(msl_op op) {
   switch (op) {
-    case kMslReduceOp: return "simd reduction";
-    case kMslPrefixOp: return "simd prefix sum";
-    case kMslShuffleOp: return "simd shuffle";
-    case kMslVoteOp: return "simd vote";
-    case kMslMatrixOp: return "simdgroup matrix multiplication";
-    case kMslBarrierOp: return "simdgroup_barrier";
+    case kMslReduceOp:
+      return "simd reduction";
+    case kMslPrefixOp:
+      return "simd prefix sum";
+    case kMslShuffleOp:
+      return "simd shuffle";
+    case kMslVoteOp:
+      return "simd vote";
+    case kMslMatrixOp:
+      return "simdgroup matrix multiplication";
+    case kMslBarrierOp:
+      return "simdgroup_barrier";
   }
   return "collective";
 }
@@ -50,13 +51,13 @@ const char* op_name(msl_op op) {
 [[gnu::noinline]] Worker*& current_worker() { return worker_of_thread; }
 
 Worker::Worker() {
-  stacks = static_cast<char*>(reserve(kStackBytes * kMaxThreads));
-  memory = static_cast<char*>(reserve(kThreadgroupBytes));
+  stacks_ = static_cast<char*>(reserve(kStackBytes * kMaxThreads));
+  memory_ = static_cast<char*>(reserve(kThreadgroupBytes));
 }
 
 Worker::~Worker() {
-  munmap(stacks, kStackBytes * kMaxThreads);
-  munmap(memory, kThreadgroupBytes);
+  munmap(stacks_, kStackBytes * kMaxThreads);
+  munmap(memory_, kThreadgroupBytes);
 }
 
 // ---- scheduling ----
@@ -68,9 +69,7 @@ uint32_t Worker::random() {  // xorshift
   return static_cast<uint32_t>(random_state_ >> 32);
 }
 
-void Worker::push(unsigned id) {
-  ready_[tail_++ % (2 * kMaxThreads)] = static_cast<uint16_t>(id);
-}
+void Worker::push(unsigned id) { ready_[tail_++ % (2 * kMaxThreads)] = static_cast<uint16_t>(id); }
 
 int Worker::pop() {
   const unsigned n = tail_ - head_;
@@ -216,8 +215,7 @@ void Worker::release_barrier(Lane* self) {
 
 // ---- called by kernels ----
 
-void Worker::collective(
-    msl_leader leader, const void* in, void* out, msl_op op, const void* site) {
+void Worker::collective(msl_leader leader, const void* in, void* out, msl_op op, const void* site) {
   Lane& self = *lane;
   self.leader = leader;
   self.in = in;
@@ -258,7 +256,8 @@ void Worker::threadgroup_barrier(unsigned flags, const void* site) {
 void* Worker::threadgroup_alloc(unsigned slot, unsigned long n_bytes, unsigned long alignment) {
   if (slot >= sizeof slots_ / sizeof *slots_) abort();
   if (slots_[slot]) return slots_[slot];
-  const auto begin = static_cast<unsigned>((threadgroup_top + alignment - 1) / alignment * alignment);
+  const auto begin =
+      static_cast<unsigned>((threadgroup_top + alignment - 1) / alignment * alignment);
   if (begin + n_bytes > kThreadgroupLimit) {
     report(
         nullptr,
@@ -268,7 +267,7 @@ void* Worker::threadgroup_alloc(unsigned slot, unsigned long n_bytes, unsigned l
   }
   if (begin + n_bytes > kThreadgroupBytes) abandon();
   threadgroup_top = begin + static_cast<unsigned>(n_bytes);
-  return slots_[slot] = memory + begin;
+  return slots_[slot] = memory_ + begin;
 }
 
 // ---- a threadgroup ----
@@ -315,7 +314,7 @@ void Worker::run_lane() {
   Lane& self = *lane;
   msl_context context = job->context;
   for (int i = 0; i < 32; ++i) {
-    if (job->threadgroup_bytes[i]) context.threadgroup[i] = memory + arguments[i].begin;
+    if (job->threadgroup_bytes[i]) context.threadgroup[i] = memory_ + arguments[i].begin;
   }
   fill_context(context, self.id);
   job->kernel->run(&context);
@@ -358,13 +357,13 @@ void Worker::run(Job& next_job, uint64_t index) {
     arguments[i] = {begin, begin + job->threadgroup_bytes[i]};
     if (job->threadgroup_bytes[i]) threadgroup_top = arguments[i].end;
   }
-  memset(memory, 0xff, kThreadgroupLimit);  // NaN as float, half and bfloat
+  memset(memory_, 0xff, kThreadgroupLimit);  // NaN as float, half and bfloat
 
   for (unsigned i = 0; i < n_; ++i) {
     Lane& l = lanes_[i];
     l = {};
     l.id = static_cast<uint16_t>(i);
-    char* stack = stacks + i * kStackBytes;
+    char* stack = stacks_ + i * kStackBytes;
     memcpy(stack, &kCanary, sizeof kCanary);
     l.sp = new_fiber(stack, kStackBytes, &lane_main);
     push(i);
@@ -395,7 +394,7 @@ void Worker::run(Job& next_job, uint64_t index) {
     job->abandoned = true;
   }
   for (unsigned i = 0; i < n_; ++i) {
-    if (memcmp(stacks + i * kStackBytes, &kCanary, sizeof kCanary) != 0) {
+    if (memcmp(stacks_ + i * kStackBytes, &kCanary, sizeof kCanary) != 0) {
       report(
           nullptr, "kernel %s: needs more than %zu bytes of stack", job->kernel->name, kStackBytes);
       break;

@@ -1,7 +1,7 @@
 // Runs one threadgroup at a time. Every thread of it is a fiber; 32 of them are a SIMD-group.
 //
-// Lock step is not assumed: between collectives the lanes run in any order, which the seed shuffles.
-// The last lane to arrive at a collective does the work for all of them.
+// Lock step is not assumed: between collectives the lanes run in any order, which the seed
+// shuffles. The last lane to arrive at a collective does the work for all of them.
 #pragma once
 
 #include <cstddef>
@@ -68,15 +68,17 @@ class Worker {
   uint64_t threadgroup = 0;
   /// Counts threadgroup barriers by their flags, over all threadgroups that this worker ran.
   uint32_t threadgroup_epoch = 0, device_epoch = 0;
-  uint32_t first_epoch = 0;  ///< of this threadgroup
+  uint32_t first_epoch = 0;      ///< of this threadgroup
   unsigned threadgroup_top = 0;  ///< bytes of threadgroup memory in use
   struct Argument {
     unsigned begin, end;
   } arguments[32];  ///< [[threadgroup(i)]] memory
   SimdGroup simd_groups[kMaxThreads / kSimdWidth];
-  char* stacks = nullptr;
-  char* memory = nullptr;  ///< threadgroup memory
   Work work;
+
+  uintptr_t stacks_begin() const { return reinterpret_cast<uintptr_t>(stacks_); }
+  /// Of threadgroup memory.
+  uintptr_t memory_begin() const { return reinterpret_cast<uintptr_t>(memory_); }
 
  private:
   static void lane_main();
@@ -90,6 +92,8 @@ class Worker {
   void release_barrier(Lane* self);
   uint32_t random();
 
+  char* stacks_ = nullptr;
+  char* memory_ = nullptr;
   Lane lanes_[kMaxThreads];
   unsigned n_ = 0, n_groups_ = 0, alive_ = 0, at_barrier_ = 0;
   void* main_sp_ = nullptr;

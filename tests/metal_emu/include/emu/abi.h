@@ -1,4 +1,5 @@
-// What a compiled kernel library and the runtime agree on. Plain data, no headers: included by both.
+// What a compiled kernel library and the runtime agree on. Plain data, no headers: included by
+// both.
 #pragma once
 
 constexpr unsigned kMslAbiVersion = 3;
@@ -65,7 +66,14 @@ enum { kMslWrite = 1, kMslAtomic = 2 };
 /// Bits of a barrier's flags.
 enum { kMslDeviceMemory = 1, kMslThreadgroupMemory = 2 };
 /// Names of collectives in reports; simdgroup matrix operations want all lanes.
-enum msl_op : unsigned { kMslReduceOp, kMslPrefixOp, kMslShuffleOp, kMslVoteOp, kMslMatrixOp, kMslBarrierOp };
+enum msl_op : unsigned {
+  kMslReduceOp,
+  kMslPrefixOp,
+  kMslShuffleOp,
+  kMslVoteOp,
+  kMslMatrixOp,
+  kMslBarrierOp
+};
 
 /// What kernels call. `site` is the return address of the call in the kernel.
 struct msl_runtime {

@@ -29,10 +29,10 @@ namespace metal {
 
 #if defined(MSL_LINT)
 
-#define MSL_ATOMIC(NAME)                                                                          \
-  template <class T>                                                                              \
-  T atomic_##NAME##_explicit(volatile __global atomic<T>* p, T x, msl_memory_order order);        \
-  template <class T>                                                                              \
+#define MSL_ATOMIC(NAME)                                                                   \
+  template <class T>                                                                       \
+  T atomic_##NAME##_explicit(volatile __global atomic<T>* p, T x, msl_memory_order order); \
+  template <class T>                                                                       \
   T atomic_##NAME##_explicit(volatile __local atomic<T>* p, T x, msl_memory_order order);
 MSL_ATOMIC(exchange)
 MSL_ATOMIC(fetch_add)
@@ -43,17 +43,17 @@ MSL_ATOMIC(fetch_or)
 MSL_ATOMIC(fetch_and)
 MSL_ATOMIC(fetch_xor)
 #undef MSL_ATOMIC
-#define MSL_ATOMIC(SPACE)                                                                   \
-  template <class T>                                                                        \
-  T atomic_load_explicit(const volatile SPACE atomic<T>* p, msl_memory_order order);        \
-  template <class T>                                                                        \
-  void atomic_store_explicit(volatile SPACE atomic<T>* p, T x, msl_memory_order order);     \
-  template <class T>                                                                        \
-  bool atomic_compare_exchange_weak_explicit(                                               \
-      volatile SPACE atomic<T>* p,                                                          \
-      __private T* expected,                                                                \
-      T desired,                                                                            \
-      msl_memory_order success,                                                             \
+#define MSL_ATOMIC(SPACE)                                                               \
+  template <class T>                                                                    \
+  T atomic_load_explicit(const volatile SPACE atomic<T>* p, msl_memory_order order);    \
+  template <class T>                                                                    \
+  void atomic_store_explicit(volatile SPACE atomic<T>* p, T x, msl_memory_order order); \
+  template <class T>                                                                    \
+  bool atomic_compare_exchange_weak_explicit(                                           \
+      volatile SPACE atomic<T>* p,                                                      \
+      __private T* expected,                                                            \
+      T desired,                                                                        \
+      msl_memory_order success,                                                         \
       msl_memory_order failure);
 MSL_ATOMIC(__global)
 MSL_ATOMIC(__local)
@@ -83,25 +83,25 @@ MSL_INLINE bool atomic_compare_exchange_weak_explicit(
   return __atomic_compare_exchange(
       (T*)&p->value, expected, &desired, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
-#define MSL_ATOMIC(NAME, EXPRESSION)                                                       \
-  template <class T>                                                                       \
+#define MSL_ATOMIC(NAME, EXPRESSION)                                                          \
+  template <class T>                                                                          \
   MSL_INLINE T atomic_fetch_##NAME##_explicit(volatile atomic<T>* p, T x, msl_memory_order) { \
-    T old;                                                                                 \
-    __atomic_load((T*)&p->value, &old, __ATOMIC_RELAXED);                                  \
-    for (;;) {                                                                             \
-      T changed = EXPRESSION;                                                              \
-      if (__atomic_compare_exchange(                                                       \
-              (T*)&p->value, &old, &changed, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) { \
-        return old;                                                                        \
-      }                                                                                    \
-    }                                                                                      \
+    T old;                                                                                    \
+    __atomic_load((T*)&p->value, &old, __ATOMIC_RELAXED);                                     \
+    for (;;) {                                                                                \
+      T changed = EXPRESSION;                                                                 \
+      if (__atomic_compare_exchange(                                                          \
+              (T*)&p->value, &old, &changed, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {    \
+        return old;                                                                           \
+      }                                                                                       \
+    }                                                                                         \
   }
 MSL_ATOMIC(add, old + x)
 MSL_ATOMIC(sub, old - x)
 MSL_ATOMIC(max, old > x ? old : x)
 MSL_ATOMIC(min, old < x ? old : x)
 MSL_ATOMIC(or, old | x)
-MSL_ATOMIC(and, old & x)
+MSL_ATOMIC(and, old& x)
 MSL_ATOMIC(xor, old ^ x)
 #undef MSL_ATOMIC
 

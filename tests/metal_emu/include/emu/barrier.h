@@ -3,7 +3,12 @@
 
 #include "types.h"
 
-enum msl_mem_flags : uint { kMslMemNone = 0, kMslMemDevice = 1, kMslMemThreadgroup = 2, kMslMemTexture = 4 };
+enum msl_mem_flags : uint {
+  kMslMemNone = 0,
+  kMslMemDevice = 1,
+  kMslMemThreadgroup = 2,
+  kMslMemTexture = 4
+};
 
 namespace metal {
 namespace mem_flags {

@@ -13,20 +13,20 @@ MSL_CALLBACK void __tsan_init() {}
 MSL_CALLBACK void __tsan_func_entry(void*) {}
 MSL_CALLBACK void __tsan_func_exit() {}
 
-#define MSL_SIZE(N)                                                                  \
-  MSL_CALLBACK void __tsan_read##N(void* p) { MSL_ACCESS(p, N, 0); }                 \
-  MSL_CALLBACK void __tsan_write##N(void* p) { MSL_ACCESS(p, N, kMslWrite); }        \
-  MSL_CALLBACK void __tsan_unaligned_read##N(void* p) { MSL_ACCESS(p, N, 0); }       \
-  MSL_CALLBACK void __tsan_unaligned_write##N(void* p) { MSL_ACCESS(p, N, kMslWrite); }  \
-  MSL_CALLBACK void __tsan_volatile_read##N(void* p) { MSL_ACCESS(p, N, 0); }        \
+#define MSL_SIZE(N)                                                                     \
+  MSL_CALLBACK void __tsan_read##N(void* p) { MSL_ACCESS(p, N, 0); }                    \
+  MSL_CALLBACK void __tsan_write##N(void* p) { MSL_ACCESS(p, N, kMslWrite); }           \
+  MSL_CALLBACK void __tsan_unaligned_read##N(void* p) { MSL_ACCESS(p, N, 0); }          \
+  MSL_CALLBACK void __tsan_unaligned_write##N(void* p) { MSL_ACCESS(p, N, kMslWrite); } \
+  MSL_CALLBACK void __tsan_volatile_read##N(void* p) { MSL_ACCESS(p, N, 0); }           \
   MSL_CALLBACK void __tsan_volatile_write##N(void* p) { MSL_ACCESS(p, N, kMslWrite); }  \
-  MSL_CALLBACK void __tsan_read_write##N(void* p) {                                  \
-    MSL_ACCESS(p, N, 0);                                                             \
-    MSL_ACCESS(p, N, kMslWrite);                                                     \
-  }                                                                                  \
-  MSL_CALLBACK void __tsan_unaligned_read_write##N(void* p) {                        \
-    MSL_ACCESS(p, N, 0);                                                             \
-    MSL_ACCESS(p, N, kMslWrite);                                                     \
+  MSL_CALLBACK void __tsan_read_write##N(void* p) {                                     \
+    MSL_ACCESS(p, N, 0);                                                                \
+    MSL_ACCESS(p, N, kMslWrite);                                                        \
+  }                                                                                     \
+  MSL_CALLBACK void __tsan_unaligned_read_write##N(void* p) {                           \
+    MSL_ACCESS(p, N, 0);                                                                \
+    MSL_ACCESS(p, N, kMslWrite);                                                        \
   }
 MSL_SIZE(1)
 MSL_SIZE(2)
@@ -74,8 +74,8 @@ __tsan_atomic32_compare_exchange_val(volatile uint* p, uint expected, uint v, in
   __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;
 }
-MSL_CALLBACK int
-__tsan_atomic32_compare_exchange_strong(volatile uint* p, uint* expected, uint v, int, int) {
+MSL_CALLBACK int __tsan_atomic32_compare_exchange_strong(
+    volatile uint* p, uint* expected, uint v, int, int) {
   MSL_ACCESS(p, 4, kMslAtomic | kMslWrite);
   return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }

@@ -103,15 +103,15 @@ MSL_INLINE msl_vec<E, R> operator*(msl_matrix<E, C, R> m, msl_vec<E, C> v) {
   return r;
 }
 
-#define MSL_MATRICES(T)                   \
-  using T##2x2 = msl_matrix<T, 2, 2>;     \
-  using T##2x3 = msl_matrix<T, 2, 3>;     \
-  using T##2x4 = msl_matrix<T, 2, 4>;     \
-  using T##3x2 = msl_matrix<T, 3, 2>;     \
-  using T##3x3 = msl_matrix<T, 3, 3>;     \
-  using T##3x4 = msl_matrix<T, 3, 4>;     \
-  using T##4x2 = msl_matrix<T, 4, 2>;     \
-  using T##4x3 = msl_matrix<T, 4, 3>;     \
+#define MSL_MATRICES(T)               \
+  using T##2x2 = msl_matrix<T, 2, 2>; \
+  using T##2x3 = msl_matrix<T, 2, 3>; \
+  using T##2x4 = msl_matrix<T, 2, 4>; \
+  using T##3x2 = msl_matrix<T, 3, 2>; \
+  using T##3x3 = msl_matrix<T, 3, 3>; \
+  using T##3x4 = msl_matrix<T, 3, 4>; \
+  using T##4x2 = msl_matrix<T, 4, 2>; \
+  using T##4x3 = msl_matrix<T, 4, 3>; \
   using T##4x4 = msl_matrix<T, 4, 4>;
 MSL_MATRICES(float)
 MSL_MATRICES(half)

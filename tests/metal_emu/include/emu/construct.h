@@ -37,8 +37,7 @@ struct msl_maker<E __attribute__((ext_vector_type(N)))> {
     if constexpr (msl_traits<A>::n == 1) {
       return (V)((E)a);
     } else {
-      static_assert(
-          msl_traits<A>::n == N, "MSL: vector constructor from a vector of another size");
+      static_assert(msl_traits<A>::n == N, "MSL: vector constructor from a vector of another size");
       return __builtin_convertvector(a, V);
     }
   }

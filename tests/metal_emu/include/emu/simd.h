@@ -9,49 +9,48 @@
 #define MSL_IN(T, l) (*(const T*)in[l])
 #define MSL_OUT(T, l) (*(T*)out[l])
 /// Runs its statement for every lane l of `mask`.
-#define MSL_FOR_LANES(l)                          \
+#define MSL_FOR_LANES(l)                                 \
   for (unsigned rest_ = mask; rest_; rest_ &= rest_ - 1) \
     if (const unsigned l = (unsigned)__builtin_ctz(rest_); true)
 
 // Sums go through the xor butterfly when the whole SIMD-group takes part, as the hardware's do;
 // in lane order otherwise.
-#define MSL_REDUCTION(NAME, EXPRESSION)                                                      \
-  template <class T>                                                                         \
-  struct msl_reduce_##NAME {                                                                 \
-    MSL_UNCHECKED MSL_NODEBUG static T combine(T a, T b) { return EXPRESSION; }              \
-    MSL_UNCHECKED MSL_NODEBUG static void run(                                               \
-        unsigned mask, void* const* in, void* const* out) {                                  \
-      if (mask == 0xffffffffu) {                                                             \
-        T v[32], w[32];                                                                      \
-        for (int l = 0; l < 32; ++l) v[l] = MSL_IN(T, l);                                    \
-        for (int s = 16; s; s >>= 1) {                                                       \
-          for (int l = 0; l < 32; ++l) w[l] = combine(v[l], v[l ^ s]);                       \
-          for (int l = 0; l < 32; ++l) v[l] = w[l];                                          \
-        }                                                                                    \
-        for (int l = 0; l < 32; ++l) MSL_OUT(T, l) = v[l];                                   \
-        return;                                                                              \
-      }                                                                                      \
-      T all = MSL_IN(T, __builtin_ctz(mask));                                                \
-      const unsigned first = mask & -mask;                                                   \
-      mask ^= first;                                                                         \
-      MSL_FOR_LANES(l) all = combine(all, MSL_IN(T, l));                                     \
-      mask ^= first;                                                                         \
-      MSL_FOR_LANES(l) MSL_OUT(T, l) = all;                                                  \
-    }                                                                                        \
-  };                                                                                         \
-  namespace metal {                                                                          \
-  template <class T>                                                                         \
-  MSL_INLINE T simd_##NAME(T v) {                                                            \
-    T r;                                                                                     \
-    msl_collective(&msl_reduce_##NAME<T>::run, &v, &r, kMslReduceOp);                          \
-    return r;                                                                                \
-  }                                                                                          \
+#define MSL_REDUCTION(NAME, EXPRESSION)                                                           \
+  template <class T>                                                                              \
+  struct msl_reduce_##NAME {                                                                      \
+    MSL_UNCHECKED MSL_NODEBUG static T combine(T a, T b) { return EXPRESSION; }                   \
+    MSL_UNCHECKED MSL_NODEBUG static void run(unsigned mask, void* const* in, void* const* out) { \
+      if (mask == 0xffffffffu) {                                                                  \
+        T v[32], w[32];                                                                           \
+        for (int l = 0; l < 32; ++l) v[l] = MSL_IN(T, l);                                         \
+        for (int s = 16; s; s >>= 1) {                                                            \
+          for (int l = 0; l < 32; ++l) w[l] = combine(v[l], v[l ^ s]);                            \
+          for (int l = 0; l < 32; ++l) v[l] = w[l];                                               \
+        }                                                                                         \
+        for (int l = 0; l < 32; ++l) MSL_OUT(T, l) = v[l];                                        \
+        return;                                                                                   \
+      }                                                                                           \
+      T all = MSL_IN(T, __builtin_ctz(mask));                                                     \
+      const unsigned first = mask & -mask;                                                        \
+      mask ^= first;                                                                              \
+      MSL_FOR_LANES(l) all = combine(all, MSL_IN(T, l));                                          \
+      mask ^= first;                                                                              \
+      MSL_FOR_LANES(l) MSL_OUT(T, l) = all;                                                       \
+    }                                                                                             \
+  };                                                                                              \
+  namespace metal {                                                                               \
+  template <class T>                                                                              \
+  MSL_INLINE T simd_##NAME(T v) {                                                                 \
+    T r;                                                                                          \
+    msl_collective(&msl_reduce_##NAME<T>::run, &v, &r, kMslReduceOp);                             \
+    return r;                                                                                     \
+  }                                                                                               \
   }
 MSL_REDUCTION(sum, a + b)
-MSL_REDUCTION(product, a * b)
+MSL_REDUCTION(product, a* b)
 MSL_REDUCTION(max, metal::max(a, b))
 MSL_REDUCTION(min, metal::min(a, b))
-MSL_REDUCTION(and, a & b)
+MSL_REDUCTION(and, a& b)
 MSL_REDUCTION(or, a | b)
 MSL_REDUCTION(xor, a ^ b)
 #undef MSL_REDUCTION
@@ -94,22 +93,38 @@ struct msl_shuffler {
       const msl_shuffle_args<T>& args = MSL_IN(msl_shuffle_args<T>, l);
       int source = (int)l;
       switch (K) {
-        case kMslShuffle: source = args.lane; break;
-        case kMslShuffleXor: source = (int)l ^ args.lane; break;
+        case kMslShuffle:
+          source = args.lane;
+          break;
+        case kMslShuffleXor:
+          source = (int)l ^ args.lane;
+          break;
         case kMslShuffleUp:
-        case kMslFillUp: source = (int)l - args.lane; break;
+        case kMslFillUp:
+          source = (int)l - args.lane;
+          break;
         case kMslShuffleDown:
-        case kMslFillDown: source = (int)l + args.lane; break;
-        case kMslRotateUp: source = ((int)l - args.lane) & 31; break;
-        case kMslRotateDown: source = ((int)l + args.lane) & 31; break;
-        case kMslFirst: source = __builtin_ctz(mask); break;
+        case kMslFillDown:
+          source = (int)l + args.lane;
+          break;
+        case kMslRotateUp:
+          source = ((int)l - args.lane) & 31;
+          break;
+        case kMslRotateDown:
+          source = ((int)l + args.lane) & 31;
+          break;
+        case kMslFirst:
+          source = __builtin_ctz(mask);
+          break;
       }
       T r;
-      if (source < 0 || source > 31) {
-        // Metal leaves the edge lanes of up and down unchanged.
-        r = K == kMslFillUp || K == kMslFillDown ? args.fill : args.value;
-      } else if (!(mask >> source & 1)) {
-        __builtin_memset(&r, 0xff, sizeof(T));  // undefined: the lane is inactive
+      const bool outside = source < 0 || source > 31;
+      if (outside && (K == kMslFillUp || K == kMslFillDown)) {
+        r = args.fill;
+      } else if (outside && (K == kMslShuffleUp || K == kMslShuffleDown)) {
+        r = args.value;  // the lanes at the edge keep theirs
+      } else if (outside || !(mask >> source & 1)) {
+        __builtin_memset(&r, 0xff, sizeof(T));  // undefined
       } else {
         r = MSL_IN(msl_shuffle_args<T>, source).value;
       }
@@ -136,7 +151,7 @@ struct msl_voter {
     const ulong r = K == kMslBallot ? votes
                     : K == kMslAll  ? (ulong)(votes == mask)
                     : K == kMslAny  ? (ulong)(votes != 0)
-                                 : (ulong)mask;
+                                    : (ulong)mask;
     MSL_FOR_LANES(l) MSL_OUT(ulong, l) = r;
   }
 };
@@ -148,8 +163,6 @@ MSL_INLINE ulong msl_vote(int predicate) {
   return r;
 }
 
-#define MSL_BODY(...) { return __VA_ARGS__; }
-
 template <class T, bool kInclusive, bool kProduct>
 MSL_INLINE T msl_prefix_of(T v) {
   T r;
@@ -157,9 +170,12 @@ MSL_INLINE T msl_prefix_of(T v) {
   return r;
 }
 
+#define MSL_SIMD(SIGNATURE, ...) \
+  MSL_INLINE SIGNATURE { return __VA_ARGS__; }
+
 #else  // MSL_LINT: signatures only
 
-#define MSL_BODY(...) ;
+#define MSL_SIMD(SIGNATURE, ...) SIGNATURE;
 namespace metal {
 template <class T>
 T simd_sum(T v);
@@ -179,35 +195,28 @@ T simd_xor(T v);
 
 #endif
 
-// Where MSL_BODY is a semicolon, the functions below are declarations.
+#define MSL_SIMD_TEMPLATE(SIGNATURE, ...) \
+  template <class T>                      \
+  MSL_SIMD(SIGNATURE, __VA_ARGS__)
+
 namespace metal {
 
-#define MSL_SIMD(NAME, BODY) \
-  template <class T>         \
-  MSL_INLINE T simd_##NAME(T v) BODY
-#define MSL_SIMD_LANE(NAME, BODY) \
-  template <class T>              \
-  MSL_INLINE T simd_##NAME(T v, ushort lane) BODY
-MSL_SIMD(prefix_inclusive_sum, MSL_BODY(msl_prefix_of<T, true, false>(v)))
-MSL_SIMD(prefix_exclusive_sum, MSL_BODY(msl_prefix_of<T, false, false>(v)))
-MSL_SIMD(prefix_inclusive_product, MSL_BODY(msl_prefix_of<T, true, true>(v)))
-MSL_SIMD(prefix_exclusive_product, MSL_BODY(msl_prefix_of<T, false, true>(v)))
-MSL_SIMD(broadcast_first, MSL_BODY(msl_shuffle<kMslFirst>(v, 0, v)))
-MSL_SIMD_LANE(shuffle, MSL_BODY(msl_shuffle<kMslShuffle>(v, lane, v)))
-MSL_SIMD_LANE(broadcast, MSL_BODY(msl_shuffle<kMslShuffle>(v, lane, v)))
-MSL_SIMD_LANE(shuffle_xor, MSL_BODY(msl_shuffle<kMslShuffleXor>(v, lane, v)))
-MSL_SIMD_LANE(shuffle_up, MSL_BODY(msl_shuffle<kMslShuffleUp>(v, lane, v)))
-MSL_SIMD_LANE(shuffle_down, MSL_BODY(msl_shuffle<kMslShuffleDown>(v, lane, v)))
-MSL_SIMD_LANE(shuffle_rotate_up, MSL_BODY(msl_shuffle<kMslRotateUp>(v, lane, v)))
-MSL_SIMD_LANE(shuffle_rotate_down, MSL_BODY(msl_shuffle<kMslRotateDown>(v, lane, v)))
-template <class T>
-MSL_INLINE T simd_shuffle_and_fill_up(T v, T fill, ushort lane)
-    MSL_BODY(msl_shuffle<kMslFillUp>(v, lane, fill))
-template <class T>
-MSL_INLINE T simd_shuffle_and_fill_down(T v, T fill, ushort lane)
-    MSL_BODY(msl_shuffle<kMslFillDown>(v, lane, fill))
-#undef MSL_SIMD
-#undef MSL_SIMD_LANE
+MSL_SIMD_TEMPLATE(T simd_prefix_inclusive_sum(T v), msl_prefix_of<T, true, false>(v))
+MSL_SIMD_TEMPLATE(T simd_prefix_exclusive_sum(T v), msl_prefix_of<T, false, false>(v))
+MSL_SIMD_TEMPLATE(T simd_prefix_inclusive_product(T v), msl_prefix_of<T, true, true>(v))
+MSL_SIMD_TEMPLATE(T simd_prefix_exclusive_product(T v), msl_prefix_of<T, false, true>(v))
+MSL_SIMD_TEMPLATE(T simd_broadcast_first(T v), msl_shuffle<kMslFirst>(v, 0, v))
+MSL_SIMD_TEMPLATE(T simd_broadcast(T v, ushort lane), msl_shuffle<kMslShuffle>(v, lane, v))
+MSL_SIMD_TEMPLATE(T simd_shuffle(T v, ushort lane), msl_shuffle<kMslShuffle>(v, lane, v))
+MSL_SIMD_TEMPLATE(T simd_shuffle_xor(T v, ushort mask), msl_shuffle<kMslShuffleXor>(v, mask, v))
+MSL_SIMD_TEMPLATE(T simd_shuffle_up(T v, ushort d), msl_shuffle<kMslShuffleUp>(v, d, v))
+MSL_SIMD_TEMPLATE(T simd_shuffle_down(T v, ushort d), msl_shuffle<kMslShuffleDown>(v, d, v))
+MSL_SIMD_TEMPLATE(T simd_shuffle_rotate_up(T v, ushort d), msl_shuffle<kMslRotateUp>(v, d, v))
+MSL_SIMD_TEMPLATE(T simd_shuffle_rotate_down(T v, ushort d), msl_shuffle<kMslRotateDown>(v, d, v))
+MSL_SIMD_TEMPLATE(
+    T simd_shuffle_and_fill_up(T v, T fill, ushort d), msl_shuffle<kMslFillUp>(v, d, fill))
+MSL_SIMD_TEMPLATE(
+    T simd_shuffle_and_fill_down(T v, T fill, ushort d), msl_shuffle<kMslFillDown>(v, d, fill))
 
 struct simd_vote {
   ulong bits;
@@ -215,11 +224,13 @@ struct simd_vote {
   MSL_NODEBUG bool all() const { return bits == 0xffffffffu; }
   MSL_NODEBUG bool any() const { return bits != 0; }
 };
-MSL_INLINE simd_vote simd_ballot(bool p) MSL_BODY(simd_vote{msl_vote<kMslBallot>(p)})
-MSL_INLINE simd_vote simd_active_threads_mask() MSL_BODY(simd_vote{msl_vote<kMslActive>(1)})
-MSL_INLINE bool simd_all(bool p) MSL_BODY(msl_vote<kMslAll>(p) != 0)
-MSL_INLINE bool simd_any(bool p) MSL_BODY(msl_vote<kMslAny>(p) != 0)
-MSL_INLINE bool simd_is_first() MSL_BODY(simd_broadcast_first((int)msl_lane()) == (int)msl_lane())
-#undef MSL_BODY
+MSL_SIMD(simd_vote simd_ballot(bool p), simd_vote{msl_vote<kMslBallot>(p)})
+MSL_SIMD(simd_vote simd_active_threads_mask(), simd_vote{msl_vote<kMslActive>(1)})
+MSL_SIMD(bool simd_all(bool p), msl_vote<kMslAll>(p) != 0)
+MSL_SIMD(bool simd_any(bool p), msl_vote<kMslAny>(p) != 0)
+MSL_SIMD(bool simd_is_first(), simd_broadcast_first((int)msl_lane()) == (int)msl_lane())
+
+#undef MSL_SIMD_TEMPLATE
+#undef MSL_SIMD
 
 }  // namespace metal

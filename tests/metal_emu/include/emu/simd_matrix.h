@@ -129,20 +129,20 @@ MSL_INLINE void simdgroup_multiply(
 #else  // MSL_LINT
 
 namespace metal {
-#define MSL_MATRIX_MEMORY(SPACE)              \
-  template <class T>                          \
-  void simdgroup_load(                        \
-      __private msl_simd_matrix<T, 8, 8>& m,  \
-      const SPACE T* p,                       \
-      ulong stride = 8,                       \
-      vec<ulong, 2> origin = 0,               \
-      bool transpose = false);                \
-  template <class T>                          \
-  void simdgroup_store(                       \
-      msl_simd_matrix<T, 8, 8> m,             \
-      SPACE T* p,                             \
-      ulong stride = 8,                       \
-      vec<ulong, 2> origin = 0,               \
+#define MSL_MATRIX_MEMORY(SPACE)             \
+  template <class T>                         \
+  void simdgroup_load(                       \
+      __private msl_simd_matrix<T, 8, 8>& m, \
+      const SPACE T* p,                      \
+      ulong stride = 8,                      \
+      vec<ulong, 2> origin = 0,              \
+      bool transpose = false);               \
+  template <class T>                         \
+  void simdgroup_store(                      \
+      msl_simd_matrix<T, 8, 8> m,            \
+      SPACE T* p,                            \
+      ulong stride = 8,                      \
+      vec<ulong, 2> origin = 0,              \
       bool transpose = false);
 MSL_MATRIX_MEMORY(__global)
 MSL_MATRIX_MEMORY(__local)

@@ -153,12 +153,12 @@ MSL_NAMESPACE_CONST bool is_floating_point_v = is_floating_point<T>::value;
 
 template <class T>
 struct numeric_limits;
-#define MSL_INTEGER_LIMITS(T, LOW, HIGH)                     \
-  template <>                                                \
-  struct numeric_limits<T> {                                 \
-    static constexpr T max() { return static_cast<T>(HIGH); } \
+#define MSL_INTEGER_LIMITS(T, LOW, HIGH)                        \
+  template <>                                                   \
+  struct numeric_limits<T> {                                    \
+    static constexpr T max() { return static_cast<T>(HIGH); }   \
     static constexpr T lowest() { return static_cast<T>(LOW); } \
-    static constexpr T min() { return static_cast<T>(LOW); } \
+    static constexpr T min() { return static_cast<T>(LOW); }    \
   };
 MSL_INTEGER_LIMITS(char, -128, 127)
 MSL_INTEGER_LIMITS(uchar, 0, 255)
@@ -169,14 +169,14 @@ MSL_INTEGER_LIMITS(uint, 0, UINT_MAX)
 MSL_INTEGER_LIMITS(long, (-9223372036854775807L - 1), 9223372036854775807L)
 MSL_INTEGER_LIMITS(ulong, 0, 18446744073709551615ul)
 #undef MSL_INTEGER_LIMITS
-#define MSL_FLOAT_LIMITS(T, SMALLEST, HIGH)                              \
-  template <>                                                            \
-  struct numeric_limits<T> {                                             \
-    static constexpr T max() { return static_cast<T>(HIGH); }            \
-    static constexpr T lowest() { return static_cast<T>(-(HIGH)); }      \
-    static constexpr T min() { return static_cast<T>(SMALLEST); }        \
-    static constexpr T infinity() { return static_cast<T>(INFINITY); }   \
-    static constexpr T quiet_NaN() { return static_cast<T>(NAN); }       \
+#define MSL_FLOAT_LIMITS(T, SMALLEST, HIGH)                            \
+  template <>                                                          \
+  struct numeric_limits<T> {                                           \
+    static constexpr T max() { return static_cast<T>(HIGH); }          \
+    static constexpr T lowest() { return static_cast<T>(-(HIGH)); }    \
+    static constexpr T min() { return static_cast<T>(SMALLEST); }      \
+    static constexpr T infinity() { return static_cast<T>(INFINITY); } \
+    static constexpr T quiet_NaN() { return static_cast<T>(NAN); }     \
   };
 MSL_FLOAT_LIMITS(float, FLT_MIN, FLT_MAX)
 MSL_FLOAT_LIMITS(half, 6.103515625e-5f, 65504.0f)
