@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from .compiler import CompileError
 from .conftest import KERNELS
 from .library import IMMUTABLE, READ_ONLY, KernelError, Library, forget, reports
 
@@ -117,6 +118,53 @@ def test_a_wild_address_stops_even_unchecked_kernels(library):
     with pytest.raises(KernelError, match="write_through was stopped"):
         library("language").run("write_through", {0: addresses}, 1, 1)
     assert any("the kernel crashed: invalid access at address 0x10" in line for line in reports())
+
+
+WIDTHS = """#include <metal_stdlib>
+using namespace metal;
+struct Twelve { uint v[12]; };
+template <typename T>
+kernel void copy(device const T* x [[buffer(0)]], device T* y [[buffer(1)]]) { y[0] = x[0]; }
+#define COPY(T) template [[host_name("copy_" #T)]] kernel decltype(copy<T>) copy<T>;
+COPY(Twelve) COPY(float4x4) COPY(float3) COPY(packed_float3) COPY(uchar3) COPY(half3) COPY(long2)
+kernel void copy_matrix(device const float* x [[buffer(0)]], device float* y [[buffer(1)]]) {
+  simdgroup_float8x8 m;
+  simdgroup_load(m, x, 8);
+  simdgroup_store(m, y, 8);
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "n_bytes"),
+    [
+        ("Twelve", 48),
+        ("float4x4", 64),
+        ("float3", 16),
+        ("packed_float3", 12),
+        ("uchar3", 4),
+        ("half3", 8),
+        ("long2", 16),
+        ("matrix", 256),
+    ],
+)
+def test_the_last_byte_of_every_type(name, n_bytes):
+    kernels = Library(WIDTHS, race=True)
+    threads = 32 if name == "matrix" else 1
+    x, y = np.ones(n_bytes, np.uint8), np.zeros(n_bytes, np.uint8)
+    kernels.run(f"copy_{name}", {0: x, 1: y}, 1, threads)
+    assert reports() == []
+    kernels.run(f"copy_{name}", {0: x[:-1], 1: y}, 1, threads)
+    assert "out-of-bounds read" in reports()[0]
+    with pytest.raises(KernelError, match="stopped"):
+        kernels.run(f"copy_{name}", {0: x, 1: y[:-1]}, 1, threads)
+    assert "out-of-bounds write" in reports()[0]
+
+
+def test_what_the_checker_cannot_see_is_refused():
+    text = "#include <metal_stdlib>\nkernel void k(device ulong4* y [[buffer(0)]]) { y[0] = 1; }\n"
+    with pytest.raises(CompileError, match=r"text\.metal:2: error: the checker cannot see ulong4"):
+        Library(text, race=True)
 
 
 # ---- addresses in tables ----

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from pathlib import Path
 
 from .rewriter import rewrite
 from .source import Source
+from .tokens import location, tokenize
 from .tools import (
     INCLUDE,
     CompileError,
@@ -46,7 +48,7 @@ _OPTIONS = [
 _PLAIN = ["-O2", "-DMSL_CHECKED=0"]
 _CHECKED = [
     "-O1", "-DMSL_CHECKED=1", "-fsanitize=thread",
-    # The pass has no callback for accesses wider than 16 bytes.
+    # The pass has no callback for accesses wider than 16 bytes (_refuse_wide_vectors).
     "-fno-vectorize", "-fno-slp-vectorize",
     "-mllvm", "-tsan-instrument-func-entry-exit=0",
     # x += 1 reads x, which may never have been written.
@@ -85,6 +87,7 @@ def compile_library(source: Source, race: bool = False, output: Path | None = No
 def _compile(preprocessed: str, options: list[str], race: bool, output: Path) -> None:
     text = f'#include "{INCLUDE}/emu/metal.h"\n#include "{INCLUDE}/emu/entry.h"\n'
     if race:
+        _refuse_wide_vectors(preprocessed)
         text += f'#include "{INCLUDE}/emu/checked.h"\n'
     text += rewrite(preprocessed, "exec").text
     with tempfile.TemporaryDirectory() as folder:
@@ -95,6 +98,17 @@ def _compile(preprocessed: str, options: list[str], race: bool, output: Path) ->
         result = run([*linker(), code, _libm(Path(folder)), "-o", output])
         if result.returncode:
             raise CompileError(result.stderr)
+
+
+def _refuse_wide_vectors(preprocessed: str) -> None:
+    """Vectors of 32 bytes: the checker would not see them, and nobody would know."""
+    if not re.search(r"\bu?long[34]\b", preprocessed):
+        return
+    tokens = tokenize(preprocessed)
+    for i, token in enumerate(tokens):
+        if token.text in ("long3", "long4", "ulong3", "ulong4"):
+            where = location(tokens, i)
+            raise CompileError(f"{where}: error: the checker cannot see {token.text}: use long2")
 
 
 def _libm(folder: Path) -> Path:
