@@ -5,9 +5,9 @@
 // threadgroup memory; then each SIMD-group multiplies its quarter, 32 rows x kTokens / 2 tokens.
 // With 64 tokens that is 64 multiplications of 8 x 8 tiles (some 1,000 cycles) for some 150 cycles
 // of unpacking, and 8 loads for 16 products. Fewer tokens (32, 16) waste less when an expert has
-// only some; wider slabs would halve the number of threadgroups that fit a core. E is half, or
-// float in exact mode. Rows of tiles are padded by 16 bytes, so that the 8 rows of a matrix do not
-// fall on the same memory banks.
+// only some; wider slabs would halve the number of threadgroups that fit a core. E, what tiles are
+// made of, is half, or float where the host wants no rounding. Rows of tiles are padded by 16
+// bytes, so that the 8 rows of a matrix do not fall on the same memory banks.
 #pragma once
 
 #include <metal_stdlib>
