@@ -13,6 +13,7 @@ _PREPROCESS = [
     "-E", "-x", "c++", "-std=c++17", "-undef", "-nostdinc", "-nostdinc++", "-Wno-builtin-macro-redefined",
     "-Wno-pragma-once-outside-header",
     "-D__cplusplus=201703L", "-D__METAL__=1", "-D__METAL_VERSION__=310", "-D__METAL_MACOS__=1",
+    "-DMETAL_FUNC=inline __attribute__((always_inline))", "-DMETAL_CONST=constant",
     f"-isystem{INCLUDE / 'system'}",
 ]  # fmt: skip
 

@@ -80,7 +80,7 @@ def target() -> list[str]:
             raise CompileError(f"the Metal emulator needs a CPU with {', '.join(sorted(missing))}")
         return ["-target", "x86_64-linux-gnu", "-mavx2", "-mf16c", "-mfma"]
     if machine in ("aarch64", "arm64"):
-        return ["-target", "aarch64-linux-gnu"]
+        return ["-target", "aarch64-linux-gnu", "-mno-outline-atomics"]
     raise CompileError(f"the Metal emulator has no context switch for {machine}")
 
 
