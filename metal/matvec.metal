@@ -9,6 +9,7 @@
 #include <metal_stdlib>
 
 #include "args/matmul_args.h"
+#include "hyper_update.h"
 #include "lane_weights.h"
 
 using namespace metal;
@@ -18,7 +19,9 @@ constant uint kType1 [[function_constant(1)]];
 constant uint kNormed [[function_constant(2)]];
 
 // y[t, row] = sum_k w[row, k] x[t, k] for up to eight weights w. x f32[n_tokens, n_in], y
-// f32[n_tokens, n_rows]. With kNormed, x stands for rms_norm(x) * norm.
+// f32[n_tokens, n_rows]. With kNormed, x stands for rms_norm(x) * norm. With kUpdateStreams one
+// product of one token is the output of a sublayer and goes on into the streams (hyper_update.h):
+// then w1 is fn, y1 the streams, y2 the partial products, s1 post and s2 comb.
 // Grid: [row blocks of all products, groups]; 32 lanes x any number of SIMD-groups.
 template <uint kRows, uint kTokens>
 [[kernel, max_total_threads_per_threadgroup(256)]] void matvec(
@@ -65,7 +68,7 @@ template <uint kRows, uint kTokens>
   while (p + 1 < a.n_products && group.x >= a.products[p + 1].first_group) p++;
   constant MatvecProduct& product = a.products[p];
   const uint first = ((group.x - product.first_group) * n_sg + sg) * kRows;
-  if (first >= product.n_rows) return;
+  if (first >= product.n_rows && kUpdateStreams == 0) return;
   device const uchar* w = p == 0   ? w0
                           : p == 1 ? w1
                           : p == 2 ? w2
@@ -119,6 +122,22 @@ template <uint kRows, uint kTokens>
   const uint t = lane / kRows, row = first + lane % kRows;
   if (t < min(kTokens, a.n_tokens) && row < product.n_rows) {
     y[ulong(t) * product.y_stride + group.y * a.y_group_stride + row] = mine;
+  }
+  if (kTokens == 1 && kUpdateStreams != 0) {
+    update_streams<kRows>(
+        a.update,
+        first,
+        mine,
+        y1,
+        (device const float*)s1,
+        (device const float*)s2,
+        w1,
+        y2,
+        (threadgroup float*)(grid1 + grid_entries(kType1)),
+        group.x,
+        sg,
+        n_sg,
+        lane);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <metal_stdlib>
 
 #include "args/moe_args.h"
+#include "hyper_update.h"
 #include "lane_weights.h"
 #include "route.h"
 #include "swiglu.h"
@@ -245,7 +246,8 @@ GREBE_GATE_UP(2, 4)
 GREBE_GATE_UP(1, 8)
 
 // y[t, row] = sum over the token's experts of down row times h, plus the shared expert's. The sum
-// over experts stays in the SIMD-group that makes the row: no atomics, always the same order.
+// over experts stays in the SIMD-group that makes the row: no atomics, always the same order. With
+// kUpdateStreams y goes on into the streams (hyper_update.h).
 // Grid: [row blocks].
 template <uint kRows, uint kTokens>
 [[kernel, max_total_threads_per_threadgroup(256)]] void moe_down(
@@ -257,6 +259,11 @@ template <uint kRows, uint kTokens>
     device const float* h [[buffer(5)]],
     device const int* experts [[buffer(6)]],
     device float* y [[buffer(7)]],
+    device float* streams [[buffer(8)]],
+    device const float* post [[buffer(9)]],
+    device const float* comb [[buffer(10)]],
+    device const uchar* fn [[buffer(11)]],
+    device float* partials [[buffer(12)]],
     threadgroup half4* grid [[threadgroup(0)]],
     uint group [[threadgroup_position_in_grid]],
     uint i_thread [[thread_index_in_threadgroup]],
@@ -274,7 +281,7 @@ template <uint kRows, uint kTokens>
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
   const uint first = (group * n_sg + sg) * kRows;
-  if (first >= s.hidden) return;
+  if (first >= s.hidden && kUpdateStreams == 0) return;
   LaneRows<kRows> rows;
   LaneSums<kRows, kTokens> sums;
   sums.clear();
@@ -318,6 +325,22 @@ template <uint kRows, uint kTokens>
   }
   const uint t = lane / kRows, row = first + lane % kRows;
   if (t < min(kTokens, s.n_tokens) && row < s.hidden) y[ulong(t) * s.hidden + row] = mine;
+  if (kTokens == 1 && kUpdateStreams != 0) {
+    update_streams<kRows>(
+        a.update,
+        first,
+        mine,
+        streams,
+        post,
+        comb,
+        fn,
+        partials,
+        (threadgroup float*)(shared_grid + grid_entries(kSharedDown)),
+        group,
+        sg,
+        n_sg,
+        lane);
+  }
 }
 
 #define GREBE_DOWN(kRows, kTokens)                                                            \

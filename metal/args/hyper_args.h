@@ -22,4 +22,10 @@ struct HyperArgs {
 };
 static_assert(sizeof(HyperArgs) == 40, "as on the other side");
 
+/// The same mixing at the end of the product that makes y; see hyper_update.h.
+struct StreamUpdateArgs {
+  uint32_t hidden, n_mixes, n_chunks, padding;
+};
+static_assert(sizeof(StreamUpdateArgs) == 16, "as on the other side");
+
 }  // namespace grebe

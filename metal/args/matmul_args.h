@@ -7,6 +7,8 @@
 #include <cstdint>
 #endif
 
+#include "args/hyper_args.h"
+
 namespace grebe {
 
 /// Products of one dispatch of matvec: they share x and may differ in everything else.
@@ -30,8 +32,9 @@ struct MatvecArgs {
   uint32_t x_stride, x_group_stride, y_group_stride;
   float eps;
   uint32_t padding;
+  StreamUpdateArgs update;
 };
-static_assert(sizeof(MatvecArgs) == 32 * kMatvecProducts + 32, "as on the other side");
+static_assert(sizeof(MatvecArgs) == 32 * kMatvecProducts + 48, "as on the other side");
 
 /// One product of matmul. Groups (grid.z) as above.
 struct MatmulArgs {

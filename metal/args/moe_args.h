@@ -7,6 +7,7 @@
 #include <cstdint>
 #endif
 
+#include "args/hyper_args.h"
 #include "args/route_args.h"
 
 namespace grebe {
@@ -39,8 +40,9 @@ static_assert(sizeof(MoeGateUpArgs) == 152, "as on the other side");
 struct MoeDownArgs {
   MoeWeight down, shared_down;
   MoeShape shape;
+  StreamUpdateArgs update;
 };
-static_assert(sizeof(MoeDownArgs) == 72, "as on the other side");
+static_assert(sizeof(MoeDownArgs) == 88, "as on the other side");
 
 /// How kRoute chooses experts in decode.
 enum MoeRoute : uint32_t {

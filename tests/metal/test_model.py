@@ -231,8 +231,7 @@ def test_the_checker_finds_nothing_in_whole_steps(
     fake["race"] = 1
     logits = small_steps(load(path, kernels=kernels, prefill_chunk=64), 264)
     assert fake["dispatches"] > 500
-    # The compiler fuses multiplications and additions elsewhere when it instruments memory accesses.
-    assert relative_rms(logits, expected) <= (1e-5 if kernels == "exact" else 1e-2)
+    assert np.array_equal(logits, expected)
 
 
 @pytest.mark.skipif(ON_A_MAC, reason="of the simulated device")
@@ -327,7 +326,7 @@ def test_a_token_of_flash_reads_what_it_must(load: Load, fake, tmp_path: Path) -
     fake["max_buffer_bytes"] = 32 << 30
     model = load(flash_model(shape).write(tmp_path / "flash.gguf"), prefill_chunk=4096)
     s = model.session()
-    for depth, most in ((512, 14), (8192, 16)):
+    for depth, most in ((512, 12), (8192, 14)):
         s.prefill([5] * depth)
         s.decode(5)
         records = trace(model)

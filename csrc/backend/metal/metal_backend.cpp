@@ -140,6 +140,18 @@ class MetalBackend final : public Backend {
     HcPost previous;
     if (post_ && post_->X == X && post_->n == n && post_->n_streams == p.n_streams &&
         post_->hidden == p.hidden) {
+      if (last_ && can_update_streams(p)) {
+        StreamUpdate update;
+        update.next = p;
+        update.X = post_->X;
+        update.post = post_->p.post;
+        update.comb = post_->p.comb;
+        post_.reset();
+        run(*std::exchange(last_, {}), &update);
+        settle();
+        return metal::hc_pre_finish(*recorder_, update, x, post, comb);
+      }
+      settle_last();
       previous = std::exchange(post_, {})->p;
     }
     settle();
@@ -154,7 +166,8 @@ class MetalBackend final : public Backend {
       int64_t n,
       int32_t n_streams,
       int64_t hidden) override {
-    settle();
+    const bool ends = last_ && last_->y == y && n == 1 && last_->width == hidden;
+    if (!ends) settle();
     post_ = PostOp{X, {y, post, comb}, n, n_streams, hidden};
   }
 
@@ -175,7 +188,13 @@ class MetalBackend final : public Backend {
       norm_.reset();
     }
     settle();
-    metal::matmul(*recorder_, products, n, norm);
+    const Product& p = products.front();
+    if (n == 1 && products.size() == 1 && !norm.weight && p.row_begin == 0 &&
+        p.n_rows == p.w->n_out) {
+      last_ = LastOp{p, {}, p.y, p.n_rows};
+    } else {
+      metal::matmul(*recorder_, products, n, norm);
+    }
   }
 
   void rms_norm(float* x, const float* weight, int64_t n, int64_t width, float eps) override {
@@ -294,16 +313,13 @@ class MetalBackend final : public Backend {
       std::swap(route, route_);
     }
     settle();
-    metal::moe(
-        *recorder_,
-        p,
-        x,
-        const_cast<int32_t*>(experts),
-        const_cast<float*>(weights),
-        n,
-        y,
-        route ? &route->p : nullptr,
-        route ? route->logits : nullptr);
+    const MoeOp op{
+        p, route, x, const_cast<int32_t*>(experts), const_cast<float*>(weights), n, y};
+    if (n == 1) {
+      last_ = LastOp{{}, op, y, p.down->n_out};
+    } else {
+      run(op, nullptr);
+    }
   }
 
  private:
@@ -340,6 +356,21 @@ class MetalBackend final : public Backend {
     int32_t* experts;
     float* weights;
   };
+  struct MoeOp {
+    Moe p;
+    std::optional<RouteOp> route;
+    const float* x;
+    int32_t* experts;
+    float* weights;
+    int64_t n;
+    float* y;
+  };
+  struct LastOp {  // of one row, and perhaps the last of a sublayer
+    Product product;
+    std::optional<MoeOp> moe;
+    const float* y;
+    int64_t width;
+  };
   struct RawRows {
     const float *kv, *norm;
     RopeTable rope;
@@ -363,6 +394,29 @@ class MetalBackend final : public Backend {
   }
   void run(const RouteOp& op) {
     metal::route(*recorder_, op.p, op.logits, op.n, op.experts, op.weights);
+  }
+
+  void run(const MoeOp& op, StreamUpdate* update) {
+    metal::moe(
+        *recorder_,
+        op.p,
+        op.x,
+        op.experts,
+        op.weights,
+        op.n,
+        op.y,
+        op.route ? &op.route->p : nullptr,
+        op.route ? op.route->logits : nullptr,
+        update);
+  }
+  void run(const LastOp& op, StreamUpdate* update) {
+    if (op.moe) {
+      run(*op.moe, update);
+    } else if (update) {
+      metal::matmul_into_streams(*recorder_, op.product, *update);
+    } else {
+      metal::matmul(*recorder_, {&op.product, 1}, 1);
+    }
   }
 
   // Every store task takes the rows of a pool task that waits.
@@ -394,8 +448,12 @@ class MetalBackend final : public Backend {
   void settle_q_norm() {
     if (const auto op = std::exchange(q_norm_, {})) run(*op);
   }
-  // What never waits across another op: post, norm, route.
+  void settle_last() {
+    if (const auto op = std::exchange(last_, {})) run(*op, nullptr);
+  }
+  // What never waits across another op: a last product and its post, norm, route.
   void settle_others() {
+    settle_last();
     if (const auto op = std::exchange(post_, {})) {
       metal::hc_post(*recorder_, op->X, op->p, op->n, op->n_streams, op->hidden);
     }
@@ -418,6 +476,7 @@ class MetalBackend final : public Backend {
   // ---- command buffers
 
   void start_recording() {
+    last_.reset();
     post_.reset();
     norm_.reset();
     q_norm_.reset();
@@ -507,6 +566,7 @@ class MetalBackend final : public Backend {
   int64_t rows_ = 0;  // of the step
   std::vector<Recorder::Record> trace_;  // of the step
 
+  std::optional<LastOp> last_;
   std::optional<PostOp> post_;
   std::optional<NormOp> norm_;
   std::optional<QNormOp> q_norm_;

@@ -11,6 +11,20 @@
 
 namespace grebe::metal {
 
+// ---- the end of a sublayer in a decode step
+
+/// The last product of a sublayer may go on: hc_post of its y into X, and the partial products of
+/// the hc_pre that follows. hc_pre_finish() then does what is left of hc_pre.
+struct StreamUpdate {
+  Backend::HcPre next;
+  float* X = nullptr;
+  const float *post = nullptr, *comb = nullptr;  ///< of the sublayer that ends
+  float* partials = nullptr;                     ///< set by the product
+  uint32_t n_chunks = 0;                         ///< set by the product
+};
+/// Whether the kernels do this for one row and these streams.
+bool can_update_streams(const Backend::HcPre& next);
+
 // ---- ops_matmul.cpp: metal/matvec.metal, metal/matmul.metal, metal/embed.metal
 
 /// Root mean square normalisation of a product's input, done while reading it.
@@ -24,6 +38,8 @@ void embed(
 /// `norm` applies to every x of the products (all have the same).
 void matmul(
     Recorder& r, std::span<const Backend::Product> products, int64_t n, const InputNorm& norm = {});
+/// One product of one row, all rows of its weight, that ends a sublayer.
+void matmul_into_streams(Recorder& r, const Backend::Product& product, StreamUpdate& update);
 
 // ---- ops_moe.cpp: metal/moe.metal
 
@@ -38,7 +54,8 @@ void moe(
     int64_t n,
     float* y,
     const Backend::Route* route = nullptr,
-    const float* logits = nullptr);
+    const float* logits = nullptr,
+    StreamUpdate* update = nullptr);
 /// Whether moe() takes a route at this size.
 bool moe_can_route(const Backend::Route& route, int64_t n);
 
@@ -60,6 +77,8 @@ void hc_pre(
     float* x,
     float* post,
     float* comb);
+/// hc_pre after a product that has updated the streams.
+void hc_pre_finish(Recorder& r, const StreamUpdate& update, float* x, float* post, float* comb);
 void hc_post(Recorder& r, float* X, const HcPost& p, int64_t n, int32_t n_streams, int64_t hidden);
 void hc_head(
     Recorder& r, const Backend::HcPre& p, const float* X, const int32_t* rows, int64_t n, float* x);

@@ -63,6 +63,22 @@ void finish(
   b.run(n, head ? 1 : 2, 1, threads);
 }
 
+HyperArgs hyper_args(const Backend::HcPre& p, int64_t n) {
+  HyperArgs args{};
+  args.fn_row_bytes = p.fn->row_bytes();
+  args.n = static_cast<uint32_t>(n);
+  args.hidden = static_cast<uint32_t>(p.hidden);
+  args.n_mixes = static_cast<uint32_t>(p.fn->n_out);
+  args.sinkhorn_iters = static_cast<uint32_t>(p.sinkhorn_iters);
+  args.hc_eps = p.hc_eps;
+  args.rms_eps = p.rms_eps;
+  return args;
+}
+
+bool is_plain(WeightType type) {
+  return type == kWeightF32 || type == kWeightF16 || type == kWeightBF16;
+}
+
 void mix(
     Recorder& r,
     const Backend::HcPre& p,
@@ -74,7 +90,7 @@ void mix(
     float* post,
     float* comb) {
   const WeightType type = weight_type(p.fn->dtype);
-  const bool plain = type == kWeightF32 || type == kWeightF16 || type == kWeightBF16;
+  const bool plain = is_plain(type);
   const uint64_t s = static_cast<uint64_t>(p.n_streams), hidden = static_cast<uint64_t>(p.hidden);
   // Blocks of weights are read 16 at a time, from multiples of 16.
   bool update = previous.y != nullptr;
@@ -86,16 +102,9 @@ void mix(
   const uint32_t chunk = update ? kChunkChannels : kChunkChannels * p.n_streams;
   const uint32_t tokens = n == 1 ? 1 : n == 2 ? 2 : n <= 4 ? 4 : 8;
 
-  HyperArgs args{};
-  args.fn_row_bytes = p.fn->row_bytes();
-  args.n = static_cast<uint32_t>(n);
-  args.hidden = static_cast<uint32_t>(hidden);
+  HyperArgs args = hyper_args(p, n);
   args.segment = static_cast<uint32_t>(s * hidden / segments);
-  args.n_mixes = static_cast<uint32_t>(p.fn->n_out);
   args.n_chunks = (args.segment + chunk - 1) / chunk;
-  args.sinkhorn_iters = static_cast<uint32_t>(p.sinkhorn_iters);
-  args.hc_eps = p.hc_eps;
-  args.rms_eps = p.rms_eps;
 
   const uint64_t partials_bytes =
       static_cast<uint64_t>(n) * (args.n_mixes + 1) * args.n_chunks * sizeof(float);
@@ -139,6 +148,18 @@ void hc_pre(
     float* post,
     float* comb) {
   mix(r, p, X, previous, n, {nullptr, n}, x, post, comb);
+}
+
+bool can_update_streams(const Backend::HcPre& next) {
+  const int32_t s = next.n_streams;
+  return (s == 1 || s == 2 || s == 4 || s == 8) && is_plain(weight_type(next.fn->dtype));
+}
+
+void hc_pre_finish(Recorder& r, const StreamUpdate& update, float* x, float* post, float* comb) {
+  HyperArgs args = hyper_args(update.next, 1);
+  args.segment = args.hidden;
+  args.n_chunks = update.n_chunks;
+  finish(r, update.next, args, update.partials, update.X, {nullptr, 1}, x, post, comb);
 }
 
 void hc_post(Recorder& r, float* X, const HcPost& p, int64_t n, int32_t n_streams, int64_t hidden) {

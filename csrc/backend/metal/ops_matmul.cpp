@@ -5,6 +5,7 @@
 #include "args/embed_args.h"
 #include "args/matmul_args.h"
 #include "backend/metal/ops.h"
+#include "backend/metal/stream_update.h"
 #include "backend/metal/weight_launch.h"
 #include "core/error.h"
 
@@ -82,7 +83,7 @@ class Bundle {
     return true;
   }
 
-  void run(Recorder& r, int64_t n, const InputNorm& norm) const {
+  void run(Recorder& r, int64_t n, const InputNorm& norm, StreamUpdate* update = nullptr) const {
     const Grouped& first = products_.front();
     int64_t n_rows = 0;
     uint64_t bytes = 0;
@@ -92,8 +93,9 @@ class Bundle {
     }
     const MatvecTile tile = matvec_tile(n, n_rows);
     const DType other = types_.back();
-    const uint64_t grid_bytes =
-        grid_table_bytes(types_[0]) + (types_.size() > 1 ? grid_table_bytes(other) : 0);
+    uint64_t grid_bytes = grid_table_bytes(types_[0]);
+    // Where an update's memory begins, the kernel counts two tables.
+    if (types_.size() > 1 || update) grid_bytes += grid_table_bytes(other);
     const uint32_t n_sg = grid_bytes > 0 ? kGridSimdGroups : kSimdGroups;
 
     auto dispatch = r.dispatch("matvec", tile.kernel);
@@ -109,7 +111,10 @@ class Bundle {
     bool aligned = true;
     for (uint32_t i = 0; i < kMatvecProducts; i++) {
       if (i >= products_.size()) {
-        dispatch.weight(1 + i, nullptr).read(9 + i, nullptr, 0).weight(17 + i, nullptr);
+        // An update takes the places of products 1 and 2, all but one.
+        const bool taken = update && i <= 2;
+        if (!taken || i == 2) dispatch.weight(1 + i, nullptr);
+        if (!taken) dispatch.read(9 + i, nullptr, 0).weight(17 + i, nullptr);
         continue;
       }
       const Grouped& g = products_[i];
@@ -126,6 +131,11 @@ class Bundle {
       aligned &= rows_aligned(*p.w);
       dispatch.weight(1 + i, g.rows()).write(9 + i, p.y, g.y_bytes(n)).weight(17 + i, p.w->scale);
     }
+    if (update) {
+      a.update = bind_update(r, dispatch, *update, n_groups, {10, 18, 19, 2, 11});
+    } else {
+      no_update(dispatch);
+    }
     dispatch.constant(0, weight_type(types_[0]))
         .constant(1, weight_type(other))
         .constant(2, norm.weight ? 1 : 0)
@@ -133,7 +143,7 @@ class Bundle {
         .args(a)
         .read(25, first.product.x, first.x_bytes(n))
         .read(26, norm.weight, sizeof(float) * first.product.w->n_in)
-        .threadgroup_memory(std::max<uint64_t>(grid_bytes, 16))
+        .threadgroup_memory(std::max<uint64_t>(grid_bytes + update_bytes(update, n_sg), 16))
         .reads_bytes(bytes)
         .run(n_groups, first.n_groups, 1, n_sg * 32);
   }
@@ -213,6 +223,13 @@ void matmul(
     bundle.add(all[i]);
   }
   if (!all.empty()) bundle.run(r, n, norm);
+}
+
+void matmul_into_streams(Recorder& r, const Backend::Product& product, StreamUpdate& update) {
+  GREBE_ASSERT(product.n_rows == update.next.hidden && product.row_begin == 0);
+  Bundle bundle;
+  bundle.add({product});
+  bundle.run(r, 1, {}, &update);
 }
 
 }  // namespace grebe::metal

@@ -4,6 +4,7 @@
 
 #include "args/moe_args.h"
 #include "backend/metal/ops.h"
+#include "backend/metal/stream_update.h"
 #include "backend/metal/weight_launch.h"
 #include "core/error.h"
 
@@ -78,7 +79,12 @@ struct MoeOp {
 
 // ---- a few tokens
 
-void run_rows(Recorder& r, const MoeOp& op, const Backend::Route* route, const float* logits) {
+void run_rows(
+    Recorder& r,
+    const MoeOp& op,
+    const Backend::Route* route,
+    const float* logits,
+    StreamUpdate* update) {
   const Backend::Moe& p = op.p;
   const int64_t n = op.n, n_experts = p.gate->n_experts;
   const uint32_t i_tile = n == 1 ? 0 : n == 2 ? 1 : n <= 4 ? 2 : 3;
@@ -162,8 +168,15 @@ void run_rows(Recorder& r, const MoeOp& op, const Backend::Route* route, const f
   a.down = moe_weight(p.down);
   a.shared_down = moe_weight(p.shared_down);
   a.shape = op.shape();
-  r.dispatch("moe", kernels[i_tile])
-      .constant(4, weight_type(p.down->dtype))
+  const int64_t n_groups = (op.hidden() + per_group - 1) / per_group;
+  auto dispatch = r.dispatch("moe", kernels[i_tile]);
+  if (update) {
+    a.update = bind_update(r, dispatch, *update, static_cast<uint32_t>(n_groups), {8, 9, 10, 11, 12});
+  } else {
+    no_update(dispatch);
+    for (uint32_t i = 8; i <= 12; i++) dispatch.read(i, nullptr, 0);
+  }
+  dispatch.constant(4, weight_type(p.down->dtype))
       .constant(5, weight_type(shared->dtype))
       .constant(kAlignedRowsConstant, rows_aligned(*p.down) && rows_aligned(*shared) ? 1 : 0)
       .args(a)
@@ -174,11 +187,11 @@ void run_rows(Recorder& r, const MoeOp& op, const Backend::Route* route, const f
       .read(5, h, floats(n_h))
       .read(6, op.experts, sizeof(int32_t) * op.n_pairs())
       .write(7, op.y, floats(n * op.hidden()))
-      .threadgroup_memory(std::max<uint64_t>(grid_bytes, 16))
+      .threadgroup_memory(std::max<uint64_t>(grid_bytes + update_bytes(update, n_sg), 16))
       .reads_bytes(
           op.n_pairs() * rows_bytes(*p.down, op.hidden()) +
           (p.shared_down ? rows_bytes(*p.shared_down, op.hidden()) : 0))
-      .run((op.hidden() + per_group - 1) / per_group, 1, 1, n_sg * 32);
+      .run(n_groups, 1, 1, n_sg * 32);
 }
 
 // ---- many tokens
@@ -365,13 +378,14 @@ void moe(
     int64_t n,
     float* y,
     const Backend::Route* route,
-    const float* logits) {
+    const float* logits,
+    StreamUpdate* update) {
   const MoeOp op{p, x, experts, weights, n, y};
   op.check();
   if (n <= kMatvecTokens) {
-    run_rows(r, op, route, logits);
+    run_rows(r, op, route, logits, update);
   } else {
-    GREBE_ASSERT(!route);
+    GREBE_ASSERT(!route && !update);
     run_tiles(r, op);
   }
 }
