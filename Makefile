@@ -10,7 +10,7 @@ JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 PIP    := $(PY) -m pip --disable-pip-version-check
 
 SOURCES := pyproject.toml CMakeLists.txt $(shell find cmake csrc metal src python/grebe -type f -not -name '*.pyc')
-CPP     := $(shell find csrc src tests/native tests/metal_emu -name '*.h' -o -name '*.cpp' -o -name '*.mm') \
+CPP     := $(shell find csrc src tests/native tests/metal_emu -not -path '*/sysroot/*' \( -name '*.h' -o -name '*.cpp' -o -name '*.mm' \)) \
            $(wildcard metal/*.h metal/*.metal metal/args/*.h)
 
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)

@@ -67,7 +67,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, open_flash(folder) as model:
         session = model.session()
         layers = model.config.n_layers
-        summary = ["| depth | dispatches | a layer | barriers | read | ideal | ratio |", "|---|---|---|---|---|---|---|"]
+        summary = [
+            "| depth | dispatches | a layer | barriers | read | ideal | ratio |",
+            "|---|---|---|---|---|---|---|",
+        ]
         tables = []
         for depth in sorted(depths):
             session.prefill([5] * depth)
@@ -82,7 +85,12 @@ def main() -> None:
             counts, read = Counter(k for k, *_ in records), defaultdict(int)
             for kernel, _, n in records:
                 read[kernel] += n
-            lines = [f"Depth {depth:,}:", "", "| kernel | dispatches | bytes read |", "|---|---|---|"]
+            lines = [
+                f"Depth {depth:,}:",
+                "",
+                "| kernel | dispatches | bytes read |",
+                "|---|---|---|",
+            ]
             lines += [f"| `{k}` | {n} | {read[k] / 1e6:,.1f} MB |" for k, n in counts.most_common()]
             tables.append("\n".join(lines))
         print("\n".join(summary), *tables, sep="\n\n")

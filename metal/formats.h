@@ -41,7 +41,8 @@ static inline uchar float_to_e4m3(float x) {
 /// E2M1 code: 0, .5, 1, 1.5, 2, 3, 4, 6, bit 3 the sign [OCP-MX].
 static inline float e2m1_to_float(uchar code) {
   const uint m = code & 7u;
-  const float v = m < 2 ? 0.5f * float(m) : as_type<float>(((m >> 1) + 126u) << 23 | (m & 1u) << 22);
+  const float v =
+      m < 2 ? 0.5f * float(m) : as_type<float>(((m >> 1) + 126u) << 23 | (m & 1u) << 22);
   return code & 8u ? -v : v;
 }
 

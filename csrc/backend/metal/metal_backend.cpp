@@ -313,8 +313,7 @@ class MetalBackend final : public Backend {
       std::swap(route, route_);
     }
     settle();
-    const MoeOp op{
-        p, route, x, const_cast<int32_t*>(experts), const_cast<float*>(weights), n, y};
+    const MoeOp op{p, route, x, const_cast<int32_t*>(experts), const_cast<float*>(weights), n, y};
     if (n == 1) {
       last_ = LastOp{{}, op, y, p.down->n_out};
     } else {
@@ -563,7 +562,7 @@ class MetalBackend final : public Backend {
   PipelineCache pipelines_;
   bool exact_;
   Interrupted interrupted_;
-  int64_t rows_ = 0;  // of the step
+  int64_t rows_ = 0;                     // of the step
   std::vector<Recorder::Record> trace_;  // of the step
 
   std::optional<LastOp> last_;

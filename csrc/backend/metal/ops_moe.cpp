@@ -171,7 +171,8 @@ void run_rows(
   const int64_t n_groups = (op.hidden() + per_group - 1) / per_group;
   auto dispatch = r.dispatch("moe", kernels[i_tile]);
   if (update) {
-    a.update = bind_update(r, dispatch, *update, static_cast<uint32_t>(n_groups), {8, 9, 10, 11, 12});
+    a.update =
+        bind_update(r, dispatch, *update, static_cast<uint32_t>(n_groups), {8, 9, 10, 11, 12});
   } else {
     no_update(dispatch);
     for (uint32_t i = 8; i <= 12; i++) dispatch.read(i, nullptr, 0);

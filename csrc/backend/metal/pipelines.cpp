@@ -33,7 +33,12 @@ PipelineCache::Pipeline PipelineCache::pipeline(
   if (at != pipelines_.end()) return at->second;
   Pipeline out;
   const Status status = device_.new_pipeline(
-      library(library_name).get(), kernel, constants.data(), constants.size(), &out.id, &out.max_threads);
+      library(library_name).get(),
+      kernel,
+      constants.data(),
+      constants.size(),
+      &out.id,
+      &out.max_threads);
   if (!status.ok()) {
     throw BackendError("metal: no pipeline for " + key_ + ": " + status.message, kernel);
   }
