@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -200,6 +201,19 @@ def test_ahead_is_not_taken_for_another_step(load: Load) -> None:
     for s, tokens in ((a, [*ids, 21, 26]), (b, [*ids[:7], 22]), (fork, [*ids, 21, 23, 25])):
         assert s.tokens == tokens
         assert relative_rms(s.logits, fresh(tokens)) <= 2e-2
+
+
+@pytest.mark.skipif(ON_A_MAC, reason="the device is too quick to be interrupted")
+def test_cancel_ends_a_chunk_between_two_layers(load: Load) -> None:
+    model = load()
+    s = model.session()
+    s.prefill([5] * 40)  # kernels are compiled
+    generation = s.generate([6] * 300, max_tokens=1)
+    threading.Timer(0.2, generation.cancel).start()
+    assert list(generation) == []
+    assert generation.finish_reason == "cancelled"
+    assert s.pos == 0  # one chunk: it was given up
+    s.prefill([5] * 40)
 
 
 # ---- the checker, seeds and limits of the simulated device
