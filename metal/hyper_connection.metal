@@ -173,7 +173,8 @@ static inline float columns_max(float v) {
 }
 
 // Softmax over each row, then Sinkhorn's alternation [V4 4.2]. Lane k has column k of comb, so
-// columns are summed in registers and rows across lanes.
+// columns are summed in registers and rows across lanes. Lanes without a column add zeros: they
+// never divide, for 0 / 0 would reach the others.
 static void mix_comb(
     constant HyperArgs& a,
     threadgroup const float* mix,
@@ -194,11 +195,14 @@ static void mix_comb(
   }
   for (uint iteration = 0; iteration < a.sinkhorn_iters; iteration++) {
     if (iteration > 0) {
-      for (uint j = 0; j < kStreams; j++) c[j] /= columns_sum(c[j]) + a.hc_eps;
+      for (uint j = 0; j < kStreams; j++) {
+        const float row_sum = columns_sum(c[j]) + a.hc_eps;
+        if (used) c[j] /= row_sum;
+      }
     }
     float sum = a.hc_eps;
     for (uint j = 0; j < kStreams; j++) sum += c[j];
-    for (uint j = 0; j < kStreams; j++) c[j] /= sum;
+    for (uint j = 0; used && j < kStreams; j++) c[j] /= sum;
   }
   if (!used) return;
   for (uint j = 0; j < kStreams; j++) comb[j * kStreams + lane] = c[j];
@@ -222,13 +226,12 @@ static void mix_comb(
     device float* comb [[buffer(9)]],
     uint2 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
-    uint n_threads [[threads_per_threadgroup]],
     uint simd_index [[simdgroup_index_in_threadgroup]],
     uint n_simds [[simdgroups_per_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
   threadgroup float mix[(2 + 8) * 8 + 1];
   threadgroup float sums[32];
-  const uint t = group.x, s = kStreams;
+  const uint t = group.x, s = kStreams, n_threads = n_simds * 32;
   const bool makes_x = group.y == 0;
   // Of the products, x needs the first s and the others the rest; both need the squares.
   const uint begin = makes_x ? 0 : s, n_rows = (makes_x ? s : a.n_mixes - s) + 1;

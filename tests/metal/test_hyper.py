@@ -26,7 +26,7 @@ def floats(rng, *shape):
 class Case:
     """Streams of a step, weights of one hyper-connection, and what the sublayer before left."""
 
-    def __init__(self, n, s, d, dtype="F32", head=False, seed=0):
+    def __init__(self, n, s, d, dtype="F32", head=False, seed=0, eps=EPS):
         rng = np.random.default_rng([n, s, d, seed])
         mixes = s if head else (2 + s) * s
         self.X = floats(rng, n, s, d)
@@ -40,7 +40,7 @@ class Case:
         self.scale = scale.astype(np.float32)
         self.fn_values = fn_values
         self.weights = (fn, self.base, self.scale, self.norm)
-        self.options = dict(eps=EPS, dtype=dtype)
+        self.options = dict(eps=eps, dtype=dtype)
 
     def expected_post(self):
         return reference.hc_post(
@@ -146,6 +146,15 @@ def test_what_is_not_finite_stays_so(metal, n, value):
     for got in metal.hc_pre(case.X, *case.weights, **case.options):
         assert not np.isfinite(got[0]).all()
         assert np.isfinite(got[1:]).all()
+
+
+@pytest.mark.parametrize("s", [3, 5, 6, 7])
+def test_no_epsilon(metal, cpu, s):
+    """Lanes without a stream must not divide zeros by zeros and pass on what comes out."""
+    case = Case(2, s, 64, eps=0.0)
+    got = metal.hc_pre(case.X, *case.weights, **case.options)
+    assert all(np.isfinite(a).all() for a in got)
+    expect_close(got, cpu.hc_pre(case.X, *case.weights, **case.options))
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2])

@@ -149,7 +149,8 @@ void attention(
 // ---- ops_sample.cpp: metal/sample.metal
 
 /// Indices of the k best of logits f32[n] in descending order, the lowest index first among equals,
-/// NaN last; -1 pads. best i32[k]. k = 1 is the argmax. k is at most 1,024.
+/// NaN last; -1 pads. best i32[k]. k = 1 is the argmax. A k above 1,024
+/// is refused.
 void top_k(Recorder& r, const float* logits, int64_t n, int32_t k, int32_t* best);
 
 }  // namespace grebe::metal

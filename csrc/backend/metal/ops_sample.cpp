@@ -1,10 +1,13 @@
 #include "args/sample_args.h"
 #include "backend/metal/ops.h"
+#include "core/error.h"
 
 namespace grebe::metal {
 
 void top_k(Recorder& r, const float* logits, int64_t n, int32_t k, int32_t* best) {
   constexpr uint64_t kRun = 2048;  // candidates of a threadgroup, as in sample.metal
+  // With more than half a run left of each, the candidates would never fit one.
+  GREBE_ASSERT(n >= 1 && k >= 1 && k <= static_cast<int32_t>(kRun / 2));
   const int32_t* in = nullptr;
   uint64_t candidates = static_cast<uint64_t>(n);
   for (;;) {

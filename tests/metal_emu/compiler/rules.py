@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from .source import LINE_MARKER
-from .tokens import Token, next_at, previous_at, tokenize
+from .tokens import Token, location, next_at, previous_at, starts_attribute, tokenize
 
 _FORBIDDEN = {
     "goto",
@@ -18,6 +19,17 @@ _FORBIDDEN = {
     "asm",
 }
 
+# A kernel declares all of these that it takes as scalars, or all as vectors of one size. Indices
+# (thread_index_in_threadgroup and the like) are always scalars.
+_POSITIONS = {
+    "thread_position_in_grid",
+    "threadgroup_position_in_grid",
+    "thread_position_in_threadgroup",
+    "threads_per_threadgroup",
+    "threads_per_grid",
+    "threadgroups_per_grid",
+}
+
 
 @dataclass
 class _Function:
@@ -26,9 +38,11 @@ class _Function:
 
 
 def token_errors(preprocessed: str) -> list[str]:
-    """Forbidden words, namespace std, and recursion through functions that are not templates."""
+    """Forbidden words, namespace std, recursion through functions that are not templates, and
+    positions of mixed sizes.
+    """
     tokens = tokenize(preprocessed)
-    errors: list[str] = []
+    errors = _position_errors(tokens)
     functions: dict[str, _Function] = {}
     current: _Function | None = None
     in_template = False
@@ -65,6 +79,29 @@ def token_errors(preprocessed: str) -> list[str]:
         for called, function in functions.items()
         if _reaches(functions, called, called, set())
     ]
+    return errors
+
+
+def _position_errors(tokens: list[Token]) -> list[str]:
+    errors: list[str] = []
+    opened: list[int] = []  # parentheses
+    first: dict[int, tuple[str, str]] = {}  # by parameter list: attribute and size of its first
+    for i, token in enumerate(tokens):
+        if token.text == "(":
+            opened.append(i)
+        elif token.text == ")" and opened:
+            opened.pop()
+        if not opened or not starts_attribute(tokens, i):
+            continue
+        attribute = tokens[next_at(tokens, i + 2)].text
+        name = previous_at(tokens, i - 1)
+        declared = re.fullmatch(r"[a-z]+([234]?)", tokens[previous_at(tokens, name - 1)].text)
+        if attribute not in _POSITIONS or not declared:
+            continue
+        other, size = first.setdefault(opened[-1], (attribute, declared.group(1)))
+        if size != declared.group(1):
+            where, what = location(tokens, i), "must have as many components as"
+            errors.append(f"{where}: error: {attribute} {what} {other}")
     return errors
 
 

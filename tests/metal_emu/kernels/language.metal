@@ -141,8 +141,8 @@ kernel void positions(
     uint3 at [[thread_position_in_grid]],
     uint3 group [[threadgroup_position_in_grid]],
     uint3 size [[threads_per_grid]],
-    ushort2 inside [[thread_position_in_threadgroup]],
-    ushort2 shape [[threads_per_threadgroup]]) {
+    ushort3 inside [[thread_position_in_threadgroup]],
+    ushort3 shape [[threads_per_threadgroup]]) {
   y[at.y * size.x + at.x] =
       uint4(group.y * 16 + group.x, inside.y * 16 + inside.x, shape.y * 16 + shape.x, size.y);
 }

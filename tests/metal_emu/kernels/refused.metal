@@ -32,3 +32,5 @@ int b23(void) { return sizeof(size_t) + __builtin_popcount(3) + asm_missing(1); 
 float b24(device const float *const *t) { return t[0][0]; }                         // BAD table of addresses without address space
 float b25(threadgroup float (&tile)[4]) { return tile[0]; }
 float b26(device float *x) { float tile[4]; return b25(tile) + x[0]; }              // BAD thread array for a threadgroup one
+kernel void b27(uint2 g [[threadgroup_position_in_grid]], uint n [[threads_per_threadgroup]]) {}// BAD scalar and vector positions
+kernel void b28(uint2 g [[threads_per_grid]], ushort3 t [[thread_position_in_threadgroup]]) {}// BAD positions of two sizes
