@@ -50,6 +50,14 @@ static inline float4 load_four(device const In* p) {
   return float4(p[0], p[1], p[2], p[3]);
 }
 
+/// x as what a tile is made of. Numbers too large for a half become the largest one: an infinity
+/// times a zero of another row would be NaN. What is not finite stays so.
+template <class E>
+static inline float4 within(float4 x) {
+  if (sizeof(E) == 4) return x;
+  return select(x, clamp(x, -65504.f, 65504.f), fabs(x) < INFINITY);
+}
+
 static inline void store_four(threadgroup half* p, float4 v) { *(threadgroup half4*)p = half4(v); }
 static inline void store_four(threadgroup float* p, float4 v) { *(threadgroup float4*)p = v; }
 
@@ -93,7 +101,10 @@ GREBE_INLINE void tile_product(
 #pragma unroll
     for (uint i = 0; i < 4; i++) store_four(w_out + 4 * i, w[i]);
 #pragma unroll
-    for (uint i = 0; i < kFloats / 4; i++) store_four(x_out + 4 * i, x[i]);
+    for (uint i = 0; i < kFloats / 4; i++) {
+      // What came as halves fits.
+      store_four(x_out + 4 * i, sizeof(In) == sizeof(E) ? x[i] : within<E>(x[i]));
+    }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll
     for (uint c = 0; c < kTileDepth; c += 8) {

@@ -163,6 +163,32 @@ def test_half_precision_tiles(metal_fast, cpu, n: int) -> None:
         expect_close(got, expected, HALF_TOLERANCE)
 
 
+@pytest.mark.parametrize("clamp", [0.0, 1000.0])
+def test_half_precision_tiles_without_a_close_clamp(metal_fast, cpu, clamp: float) -> None:
+    """What gate and up make then does not fit halves."""
+    rng = np.random.default_rng(1)
+    e = Experts(rng, MIXES[1])
+    x, experts, weights = inputs(rng, e, 12)
+    x *= 3e4
+    got, expected = (e.run(o, x, experts, weights, clamp, clamp) for o in (metal_fast, cpu))
+    if clamp == 0:
+        assert np.abs(expected).max() > 1e6
+    expect_close(got, expected, HALF_TOLERANCE)
+
+
+def test_half_precision_tiles_of_large_inputs(metal_fast) -> None:
+    """Numbers above the halves count as the largest half."""
+    rng = np.random.default_rng(1)
+    e = Experts(rng, MIXES[1])
+    x, experts, weights = inputs(rng, e, 12)
+    x[3, 7], x[4, 8], x[5, 9] = 1e6, -1e30, np.inf
+    large, largest = x.copy(), x.copy()
+    largest[3, 7], largest[4, 8] = 65504, -65504
+    got, expected = (e.run(metal_fast, v, experts, weights) for v in (large, largest))
+    np.testing.assert_array_equal(np.delete(got, 5, 0), np.delete(expected, 5, 0))
+    assert np.isfinite(np.delete(got, 5, 0)).all() and not np.isfinite(got[5]).all()
+
+
 @pytest.mark.parametrize("n", [1, 5, 8, 11])
 @pytest.mark.parametrize("n_experts", [5, 40, 600])
 def test_route_on_the_way(checked, cpu, n_experts: int, n: int) -> None:
