@@ -54,9 +54,11 @@ template <uint NC>
 
   float4 query[kHeads][2 * NC], o[kHeads][2 * NC];
   float m[kHeads], z[kHeads];
+#pragma unroll
   for (uint h = 0; h < kHeads; h++) {
     const uint present = min(h, n_heads - 1);  // an odd last head is done twice
     load_query<NC>(q + ulong(present) * kHeadDim, cos, sin, args.eps, args.scale, lane, query[h]);
+#pragma unroll
     for (uint j = 0; j < 2 * NC; j++) o[h][j] = 0.f;
     // The sink is a logit without a value [V4 4.6.5]. Everyone starts from it as the maximum, one
     // SIMD-group counts it.
@@ -83,10 +85,12 @@ template <uint NC>
     for (uint r = 0; r < count; r += 2) {
       KvChunk kv[2][NC];
       bool use[2];
+#pragma unroll
       for (uint u = 0; u < 2; u++) {
         const uint2 from = simd_shuffle(address, ushort(r + u));
         use[u] = simd_shuffle(valid, ushort(r + u)) != 0;
         device const uchar* row = (device const uchar*)(as_type<ulong>(from));
+#pragma unroll
         for (uint j = 0; j < NC; j++) {
           const uint channel = (32 * j + lane) * 8;
           if (channel < kHeadDim) {
@@ -98,11 +102,14 @@ template <uint NC>
           }
         }
       }
+#pragma unroll
       for (uint h = 0; h < kHeads; h++) {
         float s[2];
         float top = m[h];
+#pragma unroll
         for (uint u = 0; u < 2; u++) {
           float sum = 0.f;
+#pragma unroll
           for (uint j = 0; j < NC; j++) {
             sum += kv[u][j].scale *
                    (dot(query[h][2 * j], kv[u][j].lo) + dot(query[h][2 * j + 1], kv[u][j].hi));
@@ -115,6 +122,7 @@ template <uint NC>
         const float w1 = use[1] ? exp2(s[1] - top) : 0.f;
         m[h] = top;
         z[h] = z[h] * keep + w0 + w1;
+#pragma unroll
         for (uint j = 0; j < NC; j++) {
           const float a = w0 * kv[0][j].scale, b = w1 * kv[1][j].scale;
           o[h][2 * j] = o[h][2 * j] * keep + a * kv[0][j].lo + b * kv[1][j].lo;
@@ -124,16 +132,20 @@ template <uint NC>
     }
   }
 
+#pragma unroll
   for (uint h = 0; h < kHeads; h++) {
     if (lane == 0) stats[sg * kHeads + h] = float2(m[h], z[h]);
   }
   // The device flag: q is read above and written below.
   threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);
   float top[kHeads], sum[kHeads];
+#pragma unroll
   for (uint h = 0; h < kHeads; h++) {
     top[h] = stats[h].x;
+#pragma unroll
     for (uint g = 1; g < kGroups; g++) top[h] = fmax(top[h], stats[g * kHeads + h].x);
     sum[h] = 0.f;
+#pragma unroll
     for (uint g = 0; g < kGroups; g++) {
       sum[h] += stats[g * kHeads + h].y * exp2(stats[g * kHeads + h].x - top[h]);
     }
@@ -141,9 +153,11 @@ template <uint NC>
 
   // 256 channels of both heads at a time; a thread then adds up two channels of one head.
   const uint h = tid / 128, pair = tid % 128;
+#pragma unroll
   for (uint j = 0; j < NC; j++) {
     if (256 * j >= kHeadDim) break;
     if (j != 0) threadgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll
     for (uint i = 0; i < kHeads; i++) {
       const float f = exp2(m[i] - top[i]);
       sums[(sg * kHeads + i) * 64 + 2 * lane] = o[i][2 * j] * f;
@@ -153,6 +167,7 @@ template <uint NC>
     const uint channel = 256 * j + 2 * pair;
     if (h >= n_heads || channel >= kHeadDim) continue;
     float2 x = 0.f;
+#pragma unroll
     for (uint g = 0; g < kGroups; g++) {
       x += ((threadgroup const float2*)(sums))[(g * kHeads + h) * 128 + pair];
     }

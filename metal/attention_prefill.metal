@@ -73,14 +73,17 @@ template <typename T, uint MB, uint RB>
   const uint n_blocks = kHeadDim % 64 == 0 ? 8 : min((kHeadDim - first) / 8, 8u);
 
   simdgroup_matrix<T, 8, 8> query[MB][8];
+#pragma unroll
   for (uint mb = 0; mb < MB; mb++) {
     for (uint h = sg; h < 8; h += n_groups) {
       constexpr uint NC = kMaxHeadDim / 256;
       float4 x[2 * NC];
+#pragma unroll
       for (uint j = 0; j < 2 * NC; j++) x[j] = 0.f;
       if (8 * mb + h < n_heads) {
         load_query<NC>(q + ulong(8 * mb + h) * kHeadDim, cos, sin, args.eps, args.scale, lane, x);
       }
+#pragma unroll
       for (uint j = 0; j < NC; j++) {
         const uint channel = (32 * j + lane) * 8;
         if (channel >= kHeadDim) break;
@@ -91,6 +94,7 @@ template <typename T, uint MB, uint RB>
     }
     // The device flag: q is read here and written at the end.
     threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);
+#pragma unroll
     for (uint b = 0; b < 8; b++) {
       if (b < n_blocks) simdgroup_load(query[mb][b], tile + first + 8 * b, stride);
     }
@@ -115,7 +119,9 @@ template <typename T, uint MB, uint RB>
   const uint row0 = uint(ids.thread_elements()[0]), row1 = uint(ids.thread_elements()[1]);
 
   simdgroup_matrix<float, 8, 8> o[MB][8];
+#pragma unroll
   for (uint mb = 0; mb < MB; mb++) {
+#pragma unroll
     for (uint b = 0; b < 8; b++) o[mb][b] = make_filled_simdgroup_matrix<float, 8, 8>(0.f);
   }
 
@@ -125,6 +131,7 @@ template <typename T, uint MB, uint RB>
       if (begin + r < n_rows) {
         at = row_address(args, source, i_query, n_visible, begin + r);
       }
+#pragma unroll
       for (uint j = 0; j < kMaxHeadDim / 256; j++) {
         const uint channel = (32 * j + lane) * 8;
         if (channel >= kHeadDim) break;
@@ -145,21 +152,28 @@ template <typename T, uint MB, uint RB>
 
     // This SIMD-group's channels of the scores.
     simdgroup_matrix<float, 8, 8> s[MB][RB];
+#pragma unroll
     for (uint mb = 0; mb < MB; mb++) {
+#pragma unroll
       for (uint rb = 0; rb < RB; rb++) s[mb][rb] = make_filled_simdgroup_matrix<float, 8, 8>(0.f);
     }
+#pragma unroll
     for (uint b = 0; b < 8; b++) {
       if (b < n_blocks) {
+#pragma unroll
         for (uint rb = 0; rb < RB; rb++) {
           simdgroup_matrix<T, 8, 8> k;
           simdgroup_load(k, tile + 8 * rb * stride + first + 8 * b, stride, ulong2(0), true);
+#pragma unroll
           for (uint mb = 0; mb < MB; mb++) {
             simdgroup_multiply_accumulate(s[mb][rb], query[mb][b], k, s[mb][rb]);
           }
         }
       }
     }
+#pragma unroll
     for (uint mb = 0; mb < MB; mb++) {
+#pragma unroll
       for (uint rb = 0; rb < RB; rb++) {
         simdgroup_store(s[mb][rb], part + (sg * kHeads + 8 * mb) * kPart + 8 * rb, kPart);
       }
@@ -172,18 +186,22 @@ template <typename T, uint MB, uint RB>
       float score[RB];
       const float old = top[h];
       float high = old;
+#pragma unroll
       for (uint i = 0; i < RB; i++) {
         score[i] = 0.f;
         for (uint k = 0; k < n_groups; k++) score[i] += part[(k * kHeads + h) * kPart + r + i];
         if (used[r + i] != 0.f) high = fmax(high, score[i]);
       }
+#pragma unroll
       for (ushort x = 1; x < 8; x *= 2) high = fmax(high, simd_shuffle_xor(high, x));
       float total = 0.f;
+#pragma unroll
       for (uint i = 0; i < RB; i++) {
         const float w = used[r + i] != 0.f ? exp2(score[i] - high) : 0.f;
         total += w;
         p[h * kP + r + i] = T(w);
       }
+#pragma unroll
       for (ushort x = 1; x < 8; x *= 2) total += simd_shuffle_xor(total, x);
       simdgroup_barrier(mem_flags::mem_threadgroup);
       if (lane % 8 == 0) {
@@ -196,21 +214,27 @@ template <typename T, uint MB, uint RB>
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     simdgroup_matrix<T, 8, 8> weights[MB][RB];
+#pragma unroll
     for (uint mb = 0; mb < MB; mb++) {
       const float k0 = keep[8 * mb + row0], k1 = keep[8 * mb + row1];
+#pragma unroll
       for (uint b = 0; b < 8; b++) {
         o[mb][b].thread_elements()[0] *= k0;
         o[mb][b].thread_elements()[1] *= k1;
       }
+#pragma unroll
       for (uint rb = 0; rb < RB; rb++) {
         simdgroup_load(weights[mb][rb], p + 8 * mb * kP + 8 * rb, kP);
       }
     }
+#pragma unroll
     for (uint b = 0; b < 8; b++) {
       if (b < n_blocks) {
+#pragma unroll
         for (uint rb = 0; rb < RB; rb++) {
           simdgroup_matrix<T, 8, 8> v;
           simdgroup_load(v, tile + 8 * rb * stride + first + 8 * b, stride);
+#pragma unroll
           for (uint mb = 0; mb < MB; mb++) {
             simdgroup_multiply_accumulate(o[mb][b], weights[mb][rb], v, o[mb][b]);
           }
@@ -221,7 +245,9 @@ template <typename T, uint MB, uint RB>
   }
 
   threadgroup float* result = (threadgroup float*)(storage);
+#pragma unroll
   for (uint mb = 0; mb < MB; mb++) {
+#pragma unroll
     for (uint b = 0; b < 8; b++) {
       if (b < n_blocks) simdgroup_store(o[mb][b], result + first + 8 * b, kHeadDim);
     }

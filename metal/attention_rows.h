@@ -44,7 +44,7 @@ static inline ulong row_address(
 /// out[2 j] and out[2 j + 1]; zero beyond kHeadDim. cos and sin are those of the query's position.
 /// Called by whole SIMD-groups [V4 4.6.2].
 template <uint NC>
-static inline void load_query(
+GREBE_INLINE void load_query(
     device const float* q,
     device const float* cos,
     device const float* sin,
@@ -53,6 +53,7 @@ static inline void load_query(
     uint lane,
     thread float4* out) {
   float sum = 0.f;
+#pragma unroll
   for (uint j = 0; j < NC; j++) {
     const uint channel = (32 * j + lane) * 8;
     float4 lo = 0.f, hi = 0.f;
@@ -69,6 +70,7 @@ static inline void load_query(
     scale *= 1.f / metal::sqrt(metal::simd_sum(sum) / float(kHeadDim) + eps);
   }
   const uint nope = kHeadDim - kRopeDim;
+#pragma unroll
   for (uint j = 0; j < NC; j++) {
     const uint channel = (32 * j + lane) * 8;
     float4 lo = out[2 * j] * scale, hi = out[2 * j + 1] * scale;

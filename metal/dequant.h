@@ -14,13 +14,10 @@
 
 #include "args/weight_type.h"
 #include "formats.h"
+#include "inline.h"
 #include "tables.h"
 
 using namespace grebe;
-
-// Functions that take arrays by reference, or that a hot loop consists of: unless they become part
-// of the kernel, arrays live in memory instead of registers.
-#define GREBE_INLINE static inline __attribute__((always_inline))
 
 // ---- bytes of blocks
 

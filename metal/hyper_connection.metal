@@ -8,6 +8,7 @@
 #include "args/hyper_args.h"
 #include "common.h"
 #include "dequant.h"
+#include "inline.h"
 
 using namespace metal;
 
@@ -24,9 +25,14 @@ constant uint kStreams [[function_constant(6)]];
 constant constexpr uint kRows = 3;
 constant constexpr uint kMixGroups = 8;
 
+// Loops over arrays go to the fixed maximum, so that they can be unrolled where a function constant
+// is not yet known; the comparisons with it vanish.
+constant constexpr uint kMaxTokens = 8;
+constant constexpr uint kMaxStreams = 8;
+
 // Weights [k, k + 4) of a row of floats; zeros at n_valid and after. Rows are aligned to one
 // number.
-static inline float4 load4_weights(device const uchar* row, uint k, uint n_valid) {
+GREBE_INLINE float4 load4_weights(device const uchar* row, uint k, uint n_valid) {
   float4 w = 0;
   if (kType == kWeightF32) {
     device const float* p = (device const float*)row + k;
@@ -81,11 +87,19 @@ static inline float4 load4_weights(device const uchar* row, uint k, uint n_valid
       device const float* p = post + token * kSegments;
       device const float* m = comb + token * kSegments * kSegments;
       const float added = y[ulong(token) * a.hidden + channel];
-      float before[8];
-      for (uint j = 0; j < kSegments; j++) before[j] = streams[j * a.segment];
-      for (uint k = 0; k < kSegments; k++) {
+      float before[kMaxStreams];
+#pragma unroll
+      for (uint j = 0; j < kMaxStreams; j++) {
+        if (j < kSegments) before[j] = streams[j * a.segment];
+      }
+#pragma unroll
+      for (uint k = 0; k < kMaxStreams; k++) {
+        if (k >= kSegments) break;
         float after = p[k] * added;
-        for (uint j = 0; j < kSegments; j++) after = fma(before[j], m[j * kSegments + k], after);
+#pragma unroll
+        for (uint j = 0; j < kMaxStreams; j++) {
+          if (j < kSegments) after = fma(before[j], m[j * kSegments + k], after);
+        }
         streams[k * a.segment] = after;
         out[k * kChunk] = after;
       }
@@ -106,11 +120,15 @@ static inline float4 load4_weights(device const uchar* row, uint k, uint n_valid
 
   const bool plain = kType == kWeightF32 || kType == kWeightF16 || kType == kWeightBF16;
   for (uint row0 = simd_index * kRows; row0 < a.n_mixes; row0 += kMixGroups * kRows) {
-    float sums[kRows][8];
-    for (uint r = 0; r < kRows; r++)
-      for (uint t = 0; t < kTokens; t++) sums[r][t] = 0;
+    float sums[kRows][kMaxTokens];
+#pragma unroll
+    for (uint r = 0; r < kRows; r++) {
+#pragma unroll
+      for (uint t = 0; t < kMaxTokens; t++) sums[r][t] = 0;
+    }
     // Rows past the last repeat it; their sums are dropped.
     device const uchar* row[kRows];
+#pragma unroll
     for (uint r = 0; r < kRows; r++)
       row[r] = fn + ulong(min(row0 + r, a.n_mixes - 1)) * a.fn_row_bytes;
     if (plain) {
@@ -119,10 +137,14 @@ static inline float4 load4_weights(device const uchar* row, uint k, uint n_valid
         if (first + c >= a.segment) continue;
         const uint n_valid = a.segment - first - c;
         float4 w[kRows];
+#pragma unroll
         for (uint r = 0; r < kRows; r++)
           w[r] = load4_weights(row[r], j * a.segment + first + c, n_valid);
-        for (uint t = 0; t < kTokens; t++) {
+#pragma unroll
+        for (uint t = 0; t < kMaxTokens; t++) {
+          if (t >= kTokens) break;
           const float4 v = *(threadgroup const float4*)(x + (t * kSegments + j) * kChunk + c);
+#pragma unroll
           for (uint r = 0; r < kRows; r++) sums[r][t] += dot(w[r], v);
         }
       }
@@ -130,10 +152,13 @@ static inline float4 load4_weights(device const uchar* row, uint k, uint n_valid
       for (uint q = lane; q < kSegments * kChunk / 16; q += 32) {
         const uint j = q / (kChunk / 16), c = q % (kChunk / 16) * 16;
         if (first + c >= a.segment) continue;
+#pragma unroll
         for (uint r = 0; r < kRows; r++) {
           float4 w[4];
           dequant16(kType, row[r], fn_scales, j * a.segment + first + c, width, w);
-          for (uint t = 0; t < kTokens; t++) {
+#pragma unroll
+          for (uint t = 0; t < kMaxTokens; t++) {
+            if (t >= kTokens) break;
             threadgroup const float4* v =
                 (threadgroup const float4*)(x + (t * kSegments + j) * kChunk + c);
             sums[r][t] += dot(w[0], v[0]) + dot(w[1], v[1]) + dot(w[2], v[2]) + dot(w[3], v[3]);
@@ -141,8 +166,11 @@ static inline float4 load4_weights(device const uchar* row, uint k, uint n_valid
         }
       }
     }
+#pragma unroll
     for (uint r = 0; r < kRows; r++) {
-      for (uint t = 0; t < kTokens; t++) {
+#pragma unroll
+      for (uint t = 0; t < kMaxTokens; t++) {
+        if (t >= kTokens) break;
         const float sum = simd_sum(sums[r][t]);
         if (lane == 0 && row0 + r < a.n_mixes && t < n_tokens) {
           partials[(ulong(token0 + t) * (a.n_mixes + 1) + row0 + r) * a.n_chunks + group.x] = sum;
@@ -175,7 +203,7 @@ static inline float columns_max(float v) {
 // Softmax over each row, then Sinkhorn's alternation [V4 4.2]. Lane k has column k of comb, so
 // columns are summed in registers and rows across lanes. Lanes without a column add zeros: they
 // never divide, for 0 / 0 would reach the others.
-static void mix_comb(
+GREBE_INLINE void mix_comb(
     constant HyperArgs& a,
     threadgroup const float* mix,
     float r,
@@ -184,8 +212,10 @@ static void mix_comb(
     device float* comb,
     uint lane) {
   const bool used = lane < kStreams;
-  float c[8];
-  for (uint j = 0; j < kStreams; j++) {
+  float c[kMaxStreams];
+#pragma unroll
+  for (uint j = 0; j < kMaxStreams; j++) {
+    if (j >= kStreams) break;
     const uint i = j * kStreams + (used ? lane : 0);
     const float logit = used ? mix[i] * r * scale + base[i] : -INFINITY;
     const float top = columns_max(logit);
@@ -195,17 +225,28 @@ static void mix_comb(
   }
   for (uint iteration = 0; iteration < a.sinkhorn_iters; iteration++) {
     if (iteration > 0) {
-      for (uint j = 0; j < kStreams; j++) {
+#pragma unroll
+      for (uint j = 0; j < kMaxStreams; j++) {
+        if (j >= kStreams) break;
         const float row_sum = columns_sum(c[j]) + a.hc_eps;
         if (used) c[j] /= row_sum;
       }
     }
     float sum = a.hc_eps;
-    for (uint j = 0; j < kStreams; j++) sum += c[j];
-    for (uint j = 0; used && j < kStreams; j++) c[j] /= sum;
+#pragma unroll
+    for (uint j = 0; j < kMaxStreams; j++) {
+      if (j < kStreams) sum += c[j];
+    }
+#pragma unroll
+    for (uint j = 0; j < kMaxStreams; j++) {
+      if (used && j < kStreams) c[j] /= sum;
+    }
   }
   if (!used) return;
-  for (uint j = 0; j < kStreams; j++) comb[j * kStreams + lane] = c[j];
+#pragma unroll
+  for (uint j = 0; j < kMaxStreams; j++) {
+    if (j < kStreams) comb[j * kStreams + lane] = c[j];
+  }
 }
 
 // What the partial products say of a token. Threadgroup [t, 0] makes x, [t, 1] post and comb: the
@@ -252,8 +293,11 @@ static void mix_comb(
     return mix_comb(a, mix + 2 * s, r, base + 2 * s, scale[2], comb + t * s * s, lane);
   }
 
-  float pre[8];
-  for (uint j = 0; j < s; j++) pre[j] = sigmoid(mix[j] * r * scale[0] + base[j]) + a.hc_eps;
+  float pre[kMaxStreams];
+#pragma unroll
+  for (uint j = 0; j < kMaxStreams; j++) {
+    if (j < s) pre[j] = sigmoid(mix[j] * r * scale[0] + base[j]) + a.hc_eps;
+  }
   const uint token = kGather != 0 ? uint(rows[t]) : t;
   device const float* streams = X + ulong(token) * s * a.hidden;
   device float* out = x + ulong(t) * a.hidden;
@@ -261,15 +305,21 @@ static void mix_comb(
   if (a.hidden % 4 == 0) {
     for (uint c = thread_index * 4; c < a.hidden; c += n_threads * 4) {
       float4 v = 0;
-      for (uint j = 0; j < s; j++)
+#pragma unroll
+      for (uint j = 0; j < kMaxStreams; j++) {
+        if (j >= s) break;
         v = fma(*(device const float4*)(streams + j * a.hidden + c), float4(pre[j]), v);
+      }
       *(device float4*)(out + c) = v;
       squares += dot(v, v);
     }
   } else {
     for (uint c = thread_index; c < a.hidden; c += n_threads) {
       float v = 0;
-      for (uint j = 0; j < s; j++) v = fma(streams[j * a.hidden + c], pre[j], v);
+#pragma unroll
+      for (uint j = 0; j < kMaxStreams; j++) {
+        if (j < s) v = fma(streams[j * a.hidden + c], pre[j], v);
+      }
       out[c] = v;
       squares += v * v;
     }
@@ -301,11 +351,19 @@ static void mix_comb(
   if (channel >= a.hidden) return;
   device float* streams = X + ulong(t) * s * a.hidden + channel;
   const float added = y[ulong(t) * a.hidden + channel];
-  float before[8];
-  for (uint j = 0; j < s; j++) before[j] = streams[j * a.hidden];
-  for (uint k = 0; k < s; k++) {
+  float before[kMaxStreams];
+#pragma unroll
+  for (uint j = 0; j < kMaxStreams; j++) {
+    if (j < s) before[j] = streams[j * a.hidden];
+  }
+#pragma unroll
+  for (uint k = 0; k < kMaxStreams; k++) {
+    if (k >= s) break;
     float after = post[t * s + k] * added;
-    for (uint j = 0; j < s; j++) after = fma(before[j], comb[(t * s + j) * s + k], after);
+#pragma unroll
+    for (uint j = 0; j < kMaxStreams; j++) {
+      if (j < s) after = fma(before[j], comb[(t * s + j) * s + k], after);
+    }
     streams[k * a.hidden] = after;
   }
 }

@@ -6,6 +6,7 @@
 #include <metal_stdlib>
 
 #include "args/indexer_args.h"
+#include "inline.h"
 #include "kv_pack.h"
 
 using namespace metal;
@@ -78,13 +79,14 @@ constant uint kWide [[function_constant(2)]];
 // ---- scores
 
 // 8 channels of a packed row from channel k up, as pairs of bfloats.
-static uint4 unpack_fp4(device const uchar* row, uint k, uint dim) {
+GREBE_INLINE uint4 unpack_fp4(device const uchar* row, uint k, uint dim) {
   device const uchar* p = row + k / 2;
   const uint codes = kAligned != 0
                          ? *(device const uint*)p
                          : uint(p[0]) | uint(p[1]) << 8 | uint(p[2]) << 16 | uint(p[3]) << 24;
   const float scale = e8m0_to_float(row[dim / 2 + k / 32]);
   uint4 pairs;
+#pragma unroll
   for (uint i = 0; i < 4; i++) {
     const float even = e2m1_to_float(uchar(codes >> 8 * i & 15u)) * scale;
     const float odd = e2m1_to_float(uchar(codes >> (8 * i + 4) & 15u)) * scale;
@@ -93,11 +95,12 @@ static uint4 unpack_fp4(device const uchar* row, uint k, uint dim) {
   return pairs;
 }
 
-static void store_tile_row(threadgroup bfloat* to, device const uchar* row, uint k, uint dim) {
+GREBE_INLINE void store_tile_row(
+    threadgroup bfloat* to, device const uchar* row, uint k, uint dim) {
   *(threadgroup uint4*)to = row ? unpack_fp4(row, k, dim) : uint4(0);
 }
 
-static void store_tile_row(threadgroup float* to, device const uchar* row, uint k, uint dim) {
+GREBE_INLINE void store_tile_row(threadgroup float* to, device const uchar* row, uint k, uint dim) {
   device const float* from = (device const float*)row;
   for (uint i = 0; i < 8; i++) to[i] = row && k + i < dim ? from[k + i] : 0.f;
 }
@@ -116,7 +119,7 @@ constant constexpr uint kSimds = 4;
 //   dots     f32[SIMD-groups, 8 heads, 8 kCols rows]
 //   sums     f32[2, 16 kCols]
 template <typename T, uint kCols>
-static void score_tile(
+GREBE_INLINE void score_tile(
     constant IndexScoreArgs& a,
     device const IndexGroup& group,
     uint i_tile,
@@ -142,7 +145,9 @@ static void score_tile(
     for (uint round = 0; round < (n_slabs + 1) / 2; round++) {
       const uint slab = 2 * round + side;
       simdgroup_float8x8 acc[4][kCols];
+#pragma unroll
       for (uint h = 0; h < 4; h++) {
+#pragma unroll
         for (uint t = 0; t < kCols; t++) acc[h][t] = make_filled_simdgroup_matrix<float, 8, 8>(0.f);
       }
       for (uint chunk = 0; chunk < n_chunks; chunk++) {
@@ -176,11 +181,15 @@ static void score_tile(
         threadgroup const T* cols = tile + row_half * kCols * n_k * 64;
         for (uint k = 0; k < n_k; k++) {
           simdgroup_matrix<T, 8, 8> q[4], r[kCols];
+#pragma unroll
           for (uint h = 0; h < 4; h++) simdgroup_load(q[h], heads + (h * all_k + k) * 64, 8);
+#pragma unroll
           for (uint t = 0; t < kCols; t++) {
             simdgroup_load(r[t], cols + (t * n_k + k) * 64, 8, ulong2(0), true);
           }
+#pragma unroll
           for (uint h = 0; h < 4; h++) {
+#pragma unroll
             for (uint t = 0; t < kCols; t++) {
               simdgroup_multiply_accumulate(acc[h][t], q[h], r[t], acc[h][t]);
             }
@@ -190,10 +199,13 @@ static void score_tile(
       if (slab >= n_slabs) continue;
       // A lane takes a row through the heads, 8 at a time.
       device const float* w = weights + long(query.prepared) * a.heads + kIndexHeads * slab;
+#pragma unroll
       for (uint h = 0; h < 4; h++) {
+#pragma unroll
         for (uint t = 0; t < kCols; t++) simdgroup_store(acc[h][t], dots + 8 * t, kSimdRows);
         simdgroup_barrier(mem_flags::mem_threadgroup);
         if (lane < kSimdRows) {
+#pragma unroll
           for (uint j = 0; j < 8; j++) {
             const float dot = dots[j * kSimdRows + lane];
             total = fma(dot <= 0.f ? 0.f : dot, w[8 * h + j], total);  // NaN stays
@@ -242,7 +254,7 @@ static uint group_of(device const IndexGroup* groups, uint n, uint tile) {
     uint tile_index [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
-  threadgroup bfloat tile[kIndexRowsPacked * kTileChannels];
+  threadgroup uint4 storage[kIndexRowsPacked * kTileChannels * sizeof(bfloat) / sizeof(uint4)];
   threadgroup float dots[kSimds * 8 * kIndexRowsPacked / 2];
   threadgroup float sums[2 * kIndexRowsPacked];
   device const IndexGroup& group = groups[group_of(groups, uint(a.n_groups), tile_index)];
@@ -254,7 +266,7 @@ static uint group_of(device const IndexGroup* groups, uint n, uint tile) {
       prepared,
       weights,
       scores,
-      tile,
+      (threadgroup bfloat*)storage,
       dots,
       sums,
       lane,
@@ -308,14 +320,17 @@ struct TopInput {
 };
 
 // Keys [begin, begin + kTopKeys) of n; 0 past the end.
-static void load_keys(thread uint* keys, TopInput in, uint begin, uint n) {
+GREBE_INLINE void load_keys(thread uint* keys, TopInput in, uint begin, uint n) {
   if (in.scores && begin + kTopKeys <= n) {
+#pragma unroll
     for (uint i = 0; i < kTopKeys / 4; i++) {
       const float4 v = ((device const float4*)(in.scores + begin))[i];
+#pragma unroll
       for (uint j = 0; j < 4; j++) keys[4 * i + j] = order_key(v[j]);
     }
     return;
   }
+#pragma unroll
   for (uint i = 0; i < kTopKeys; i++) {
     keys[i] = 0;
     if (begin + i < n) keys[i] = in.scores ? order_key(in.scores[begin + i]) : in.keys[begin + i];
@@ -394,6 +409,7 @@ static uint n_candidates(uint n, uint level, uint slice, uint top_k) {
     uint low = 0xffffffffu, high = 0;
     for (uint c = 0; c < n_chunks; c++) {
       if (kWide != 0) load_keys(keys, in, begin + c * kTopKeys, n);
+#pragma unroll
       for (uint i = 0; i < kTopKeys; i++) {
         high = max(high, keys[i]);
         low = min(low, keys[i] == 0 ? low : keys[i]);
@@ -417,6 +433,7 @@ static uint n_candidates(uint n, uint level, uint slice, uint top_k) {
       uint c1 = 0, c2 = 0, c3 = 0;
       for (uint c = 0; c < n_chunks; c++) {
         if (kWide != 0) load_keys(keys, in, begin + c * kTopKeys, n);
+#pragma unroll
         for (uint i = 0; i < kTopKeys; i++) {
           c1 += keys[i] >= b1 ? 1 : 0;
           c2 += keys[i] >= b2 ? 1 : 0;
@@ -451,6 +468,7 @@ static uint n_candidates(uint n, uint level, uint slice, uint top_k) {
   uint above = 0, equal = 0;
   for (uint c = 0; c < n_chunks; c++) {
     if (kWide != 0) load_keys(keys, in, begin + c * kTopKeys, n);
+#pragma unroll
     for (uint i = 0; i < kTopKeys; i++) {
       above += keys[i] > bound ? 1 : 0;
       equal += keys[i] == bound ? 1 : 0;
@@ -474,6 +492,7 @@ static uint n_candidates(uint n, uint level, uint slice, uint top_k) {
   const long to = long(group.y) * a.next_stride + long(group.x) * top_k;
   for (uint c = 0; c < n_chunks; c++) {
     if (kWide != 0) load_keys(keys, in, begin + c * kTopKeys, n);
+#pragma unroll
     for (uint i = 0; i < kTopKeys; i++) {
       bool is_taken = keys[i] > bound;
       if (keys[i] == bound) is_taken = equal_before++ < room;

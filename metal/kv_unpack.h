@@ -2,6 +2,7 @@
 #pragma once
 
 #include "formats.h"
+#include "inline.h"
 
 // KvRowFormat::Kind
 constant constexpr uint kKvF32 = 0;
@@ -26,8 +27,8 @@ static inline float4 e4m3_four(uint codes) {
 }
 
 /// Channels [channel, channel + 8) of a row, channel a multiple of 8. Rows are aligned to 8 bytes.
-static inline KvChunk kv_chunk(
-    device const uchar* row, uint channel, uint kind, uint head_dim, uint rope_dim) {
+GREBE_INLINE KvChunk
+kv_chunk(device const uchar* row, uint channel, uint kind, uint head_dim, uint rope_dim) {
   KvChunk out;
   out.scale = 1.f;
   const uint nope = head_dim - rope_dim;

@@ -65,8 +65,8 @@ struct FlatLane {
   device const uchar* scales;
   uint step, lane, n;
 };
-static inline FlatLane flat_lane(
-    device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+GREBE_INLINE FlatLane
+flat_lane(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
   return {row, scales, step, lane, n};
 }
 static inline uint flat_at(uint step, uint lane, uint c) {
@@ -74,7 +74,7 @@ static inline uint flat_at(uint step, uint lane, uint c) {
 }
 
 /// First weight of chunk c, or of the last chunk of the row.
-static inline uint flat_inside(const thread FlatLane& in, uint c) {
+GREBE_INLINE uint flat_inside(const thread FlatLane& in, uint c) {
   return min(flat_at(in.step, in.lane, c), in.n - 8);
 }
 
@@ -83,10 +83,11 @@ struct LaneWeights<kWeightF32> {
   FlatLane in;
 
   static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
-  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
     in = flat_lane(row, scales, step, lane, n);
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     device const float* p = (device const float*)in.row + flat_inside(in, c);
     return {load_float4(p), load_float4(p + 4), 1.f, 0.f};
   }
@@ -97,10 +98,11 @@ struct LaneWeights<kWeightF16> {
   FlatLane in;
 
   static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
-  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
     in = flat_lane(row, scales, step, lane, n);
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     device const uchar* p = in.row + 2 * flat_inside(in, c);
     return {float4(as_type<half4>(load8(p))), float4(as_type<half4>(load8(p + 8))), 1.f, 0.f};
   }
@@ -111,13 +113,14 @@ struct LaneWeights<kWeightBF16> {
   FlatLane in;
 
   static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
-  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
     in = flat_lane(row, scales, step, lane, n);
   }
   static float4 four(uint2 u) {
     return as_type<float4>(uint4(u.x << 16, u.x & 0xffff0000u, u.y << 16, u.y & 0xffff0000u));
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     device const uchar* p = in.row + 2 * flat_inside(in, c);
     return {four(load8(p)), four(load8(p + 8)), 1.f, 0.f};
   }
@@ -128,10 +131,11 @@ struct LaneWeights<kWeightF8> {
   FlatLane in;
 
   static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
-  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
     in = flat_lane(row, scales, step, lane, n);
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     const uint k = flat_inside(in, c);
     const uint2 q = kAlignedRows ? *(device const uint2*)(in.row + k) : load8_unaligned(in.row + k);
     float scale = e8m0_to_float(in.scales[k / 128]) * 0x1p8f;
@@ -145,10 +149,11 @@ struct LaneWeights<kWeightQ8_0> {
   FlatLane in;
 
   static uint at(uint step, uint lane, uint c) { return flat_at(step, lane, c); }
-  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
     in = flat_lane(row, scales, step, lane, n);
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     const uint k = flat_inside(in, c);
     device const uchar* block = in.row + k / 32 * 34;
     const uint2 q = load8(block + 2 + (k & 24));
@@ -160,13 +165,14 @@ template <>
 struct LaneWeights<kWeightMXFP4> {
   FlatLane in;
 
-  void load(device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar* scales, uint step, uint lane, uint n) {
     in = flat_lane(row, scales, step, lane, n);
   }
   static uint at(uint step, uint lane, uint c) {
     return step * 1024 + (c / 2) * 512 + (lane / 2) * 32 + (c % 2) * 16 + (lane % 2) * 8;
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     const uint i = min(at(in.step, in.lane, c) / 32, in.n / 32 - 1);
     device const uchar* block = in.row + i * 17;
     const uint2 q = load8_unaligned(block + 1 + (in.lane % 2) * 8) >> ((c % 2) * 4);
@@ -192,7 +198,8 @@ struct LaneWeights<kWeightQ2_K> {
   uint scales;  // of the four chunks, a byte each
   float d, dmin;
 
-  void load(device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
     device const uchar* block = lane_block(row, step, lane, n, 84);
     const uint half_block = lane / 4 % 2, j = lane % 4;
     q = load8(block + 16 + half_block * 32 + j * 8);
@@ -201,7 +208,7 @@ struct LaneWeights<kWeightQ2_K> {
     d = load_half(block + 80);
     dmin = load_half(block + 82);
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     const uint2 u = q >> (2 * c) & 0x03030303u;
     return {
         unsigned_bytes(u.x),
@@ -218,15 +225,17 @@ struct LaneWeights<kWeightQ3_K> {
   char4 scales;
   float d;
 
-  void load(device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
     device const uchar* block = lane_block(row, step, lane, n, 110);
     const uint half_block = lane / 4 % 2, j = lane % 4, g = half_block * 8 + j / 2;
     q = load8(block + 32 + half_block * 32 + j * 8);
     high = load8(block + j * 8) >> (half_block * 4);
+#pragma unroll
     for (uint c = 0; c < 4; c++) scales[c] = char(q3_scale(block + 96, g + 2 * c));
     d = load_half(block + 108);
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     const uint2 u = (q >> (2 * c) & 0x03030303u) | (high >> c & 0x01010101u) << 2;
     return {unsigned_bytes(u.x) - 4.f, unsigned_bytes(u.y) - 4.f, d * float(scales[c]), 0.f};
   }
@@ -243,7 +252,8 @@ struct LaneWeights<kWeightQ4_K> {
   uint2 q[2];
   float2 scale, min;
 
-  void load(device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
     device const uchar* block = lane_block(row, step, lane, n, 144);
     const uint j = lane % 8;
     q[0] = load8(block + 16 + j * 16);
@@ -253,7 +263,7 @@ struct LaneWeights<kWeightQ4_K> {
     scale = load_half(block) * float2(low.x, high.x);
     min = load_half(block + 2) * float2(low.y, high.y);
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     const uint2 u = q[c % 2] >> (c / 2 * 4) & 0x0f0f0f0fu;
     return {unsigned_bytes(u.x), unsigned_bytes(u.y), scale[c / 2], min[c / 2]};
   }
@@ -265,9 +275,11 @@ struct LaneWeights<kWeightQ5_K> {
   uint2 q[2], fifth[2];
   float2 scale, min;
 
-  void load(device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
     device const uchar* block = lane_block(row, step, lane, n, 176);
     const uint j = lane % 8;
+#pragma unroll
     for (uint i = 0; i < 2; i++) {
       q[i] = load8(block + 48 + j * 16 + 8 * i);
       fifth[i] = load8(block + 16 + j % 2 * 16 + 8 * i) >> (j / 2 * 2);
@@ -277,7 +289,7 @@ struct LaneWeights<kWeightQ5_K> {
     scale = load_half(block) * float2(low.x, high.x);
     min = load_half(block + 2) * float2(low.y, high.y);
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     const uint2 u =
         (q[c % 2] >> (c / 2 * 4) & 0x0f0f0f0fu) | (fifth[c % 2] >> (c / 2) & 0x01010101u) << 4;
     return {unsigned_bytes(u.x), unsigned_bytes(u.y), scale[c / 2], min[c / 2]};
@@ -291,7 +303,8 @@ struct LaneWeights<kWeightQ6_K> {
   uint scales;  // of the four chunks, a signed byte each
   float d;
 
-  void load(device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
     device const uchar* block = lane_block(row, step, lane, n, 210);
     const uint half_block = lane / 4 % 2, j = lane % 4;
     low[0] = load8(block + half_block * 64 + j * 8);
@@ -301,7 +314,7 @@ struct LaneWeights<kWeightQ6_K> {
     scales = uint(s[0]) | uint(s[2]) << 8 | uint(s[4]) << 16 | uint(s[6]) << 24;
     d = load_half(block + 208);
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     const uint2 u = (low[c % 2] >> (c / 2 * 4) & 0x0f0f0f0fu) | (high >> (2 * c) & 0x03030303u)
                                                                     << 4;
     return {
@@ -323,14 +336,15 @@ struct LaneWeights<kWeightIQ2_XXS> {
   uint index, bits;
   float scale;
 
-  void load(device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
     device const uchar* block = lane_block(row, step, lane, n, 66);
     const uint2 group = load8(block + 2 + lane % 8 * 8);
     index = group.x;
     bits = group.y;
     scale = load_half(block) * 0.125f * float((bits >> 28) * 2 + 1);
   }
-  Chunk chunk(uint c, threadgroup const half4* grid) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4* grid) const {
     const uint entry = index >> (8 * c) & 0xffu;
     const uint signs = with_parity(bits >> (7 * c) & 127u);
     return {
@@ -348,13 +362,14 @@ struct LaneWeights<kWeightIQ3_XXS> {
   uint bits;
   float scale;
 
-  void load(device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
     device const uchar* block = lane_block(row, step, lane, n, 98);
     index = load8(block + 2 + lane % 8 * 8);
     bits = load4(block + 66 + lane % 8 * 4);
     scale = load_half(block) * 0.25f * float((bits >> 28) * 2 + 1);
   }
-  Chunk chunk(uint c, threadgroup const half4* grid) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4* grid) const {
     const uint pair = index[c / 2] >> (c % 2 * 16);
     const uint signs = with_parity(bits >> (7 * c) & 127u);
     return {
@@ -371,7 +386,8 @@ struct LaneWeights<kWeightIQ2_S> {
   uint index, signs, high, scales;
   float d;
 
-  void load(device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
+  GREBE_INLINE_METHOD void load(
+      device const uchar* row, device const uchar*, uint step, uint lane, uint n) {
     device const uchar* block = lane_block(row, step, lane, n, 82);
     const uint j = lane % 8;
     index = load4(block + 2 + 4 * j);
@@ -380,7 +396,7 @@ struct LaneWeights<kWeightIQ2_S> {
     scales = block[74 + j];
     d = load_half(block) * 0.125f;
   }
-  Chunk chunk(uint c, threadgroup const half4*) const {
+  GREBE_INLINE_METHOD Chunk chunk(uint c, threadgroup const half4*) const {
     const uint entry = kGridIQ2_S[(index >> (8 * c) & 0xffu) | (high >> (2 * c) & 3u) << 8];
     const uint s = signs >> (8 * c);
     return {
@@ -413,9 +429,11 @@ struct LaneSums {
   float dot[kRows][kTokens];
   float squares[kTokens];  // of x, when normalised
 
-  void clear() {
+  GREBE_INLINE_METHOD void clear() {
+#pragma unroll
     for (uint t = 0; t < kTokens; t++) {
       squares[t] = 0;
+#pragma unroll
       for (uint r = 0; r < kRows; r++) dot[r][t] = 0;
     }
   }

@@ -95,6 +95,7 @@ template <uint kRows, uint kTokens>
                                    : s7;
 
   LaneRows<kRows> rows;
+#pragma unroll
   for (uint r = 0; r < kRows; r++) {
     const uint row = group.y * product.n_rows + min(first + r, product.n_rows - 1);
     rows.w[r] = w + row * product.row_bytes;

@@ -63,7 +63,7 @@ constant uint kSorted [[function_constant(2)]];
 }
 
 // Entry i of the table; of the shared expert, the i-th kTokens of all tokens.
-static inline MoeTile tile_at(device const MoeTile* tiles, uint i, uint tokens, uint n_tokens) {
+GREBE_INLINE MoeTile tile_at(device const MoeTile* tiles, uint i, uint tokens, uint n_tokens) {
   MoeTile tile;
   if (kSorted) {
     tile.expert = tiles[i].expert;

@@ -7,6 +7,7 @@
 #include <metal_stdlib>
 
 #include "args/rows_args.h"
+#include "inline.h"
 #include "kv_pack.h"
 
 using namespace metal;
@@ -23,7 +24,7 @@ struct Pooled {
   float top, sum, weighted;
 };
 
-static void add(thread Pooled& p, float value, float z) {
+GREBE_INLINE void add(thread Pooled& p, float value, float z) {
   const float top = p.top > z ? p.top : z;  // NaN stays
   const float keep = exp(p.top - top), e = exp(z - top);
   p.top = top;
@@ -32,7 +33,7 @@ static void add(thread Pooled& p, float value, float z) {
 }
 
 // Adds tokens [begin, end) of the segment at `column` of their rows.
-static void pool_tokens(
+GREBE_INLINE void pool_tokens(
     thread Pooled& p, device const RowsSource& s, int begin, int end, uint column) {
   int slot = (s.slot + begin) % s.ratio;
   for (int t = begin; t < end; t++) {
@@ -42,7 +43,7 @@ static void pool_tokens(
   }
 }
 
-static Pooled pool_channel(device const RowsSource& s, device const RowsJob& job, uint c) {
+GREBE_INLINE Pooled pool_channel(device const RowsSource& s, device const RowsJob& job, uint c) {
   Pooled p = {-INFINITY, 0.f, 0.f};
   if (job.start >= 0) {
     device const float* state = s.state_in + long(job.start) * 3 * s.dim;

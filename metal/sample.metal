@@ -29,6 +29,7 @@ constant constexpr uint kPerThread = 8;
     uint lane [[thread_index_in_simdgroup]]) {
   threadgroup uint2 bests[2][8];
   uint2 mine[kPerThread];  // key, index into values; key 0: none
+#pragma unroll
   for (uint i = 0; i < kPerThread; i++) {
     const uint c = (group * kPerThread + i) * 256 + thread_index;
     mine[i] = uint2(0, 0xffffffffu);
@@ -40,6 +41,7 @@ constant constexpr uint kPerThread = 8;
   bool any = true;
   for (uint k = 0; k < a.k; k++) {
     uint2 best = uint2(0, 0xffffffffu);
+#pragma unroll
     for (uint i = 0; i < kPerThread; i++) {
       const bool follows = mine[i].x < last.x || (mine[i].x == last.x && mine[i].y > last.y);
       const bool better = mine[i].x > best.x || (mine[i].x == best.x && mine[i].y < best.y);
