@@ -137,10 +137,6 @@ class Session : public std::enable_shared_from_this<Session> {
   /// most 128 or a share of d. Returns the number of tokens replayed. On an error in the replay the
   /// session covers a prefix of the first `pos` tokens.
   int64_t rewind(int64_t pos, const Progress& progress = {});
-
-  /// Makes the call that computes on this session now, if any, throw Cancelled at the next layer or
-  /// chunk. From any thread.
-  void request_stop();
   /// Everything needed to go on in another process, with the model's fingerprint and a checksum.
   std::vector<uint8_t> snapshot() const;
 

@@ -134,10 +134,12 @@ class Use {
 
 /// Runs f(progress) without the GIL. Between layers and chunks the engine calls `progress`, which
 /// takes the GIL back and lets Python's signal handlers run (Ctrl-C); between chunks it also calls
-/// on_progress(done, total) unless that is None. What either raises cancels the work and is raised
-/// here, after the engine has put the session into the state that it documents for Cancelled.
+/// on_progress(done, total), and between layers between_layers() (which must not use the model),
+/// unless they are None. What any of them raises cancels the work and is raised here, after the
+/// engine has put the session into the state that it documents for Cancelled.
 template <class F>
-auto compute(nb::handle on_progress, F&& f) -> std::invoke_result_t<F, const Progress&> {
+auto compute(nb::handle on_progress, F&& f, nb::handle between_layers = nb::none())
+    -> std::invoke_result_t<F, const Progress&> {
   std::exception_ptr raised;
   const auto call = [&](const auto& python) {
     if (is_exiting()) return false;
@@ -161,7 +163,11 @@ auto compute(nb::handle on_progress, F&& f) -> std::invoke_result_t<F, const Pro
       if (!on_progress.is_none()) on_progress(done, total);
     });
   };
-  progress.layer = [&] { return call([] {}); };
+  progress.layer = [&] {
+    return call([&] {
+      if (!between_layers.is_none()) between_layers();
+    });
+  };
   const auto run = [&] {
     const WithoutGil release;
     return f(progress);

@@ -12,11 +12,14 @@ namespace {
 
 using namespace nb::literals;
 
-int64_t prefill(BoundSession& self, nb::object tokens, nb::object on_progress) {
+int64_t prefill(
+    BoundSession& self, nb::object tokens, nb::object on_progress, nb::object between_layers) {
   const std::vector<int32_t> ids = to_tokens(tokens, self.vocab_size());
   const Use use(self, true);
   return compute(
-      on_progress, [&](const Progress& progress) { return self.engine->prefill(ids, progress); });
+      on_progress,
+      [&](const Progress& progress) { return self.engine->prefill(ids, progress); },
+      between_layers);
 }
 
 // A generation gives the number of changes that it knows of: one that it does not would make it go
@@ -98,9 +101,11 @@ void bind_session(nb::module_& m) {
           &prefill,
           "tokens"_a.none(),
           "on_progress"_a = nb::none(),
+          "between_layers"_a = nb::none(),
           nb::sig(
               "def prefill(self, tokens: typing.Any, "
-              "on_progress: collections.abc.Callable[[int, int], object] | None = None) -> int"),
+              "on_progress: collections.abc.Callable[[int, int], object] | None = None, "
+              "between_layers: collections.abc.Callable[[], object] | None = None) -> int"),
           "Makes the state cover exactly tokens; returns how many were computed.")
       .def(
           "decode",
@@ -128,10 +133,6 @@ void bind_session(nb::module_& m) {
               "def rewind(self, pos: int, "
               "on_progress: collections.abc.Callable[[int, int], object] | None = None) -> int"),
           "Goes back to pos tokens; returns the number of tokens replayed.")
-      .def(
-          "request_stop",
-          [](BoundSession& self) { self.engine->request_stop(); },
-          "Ends the call that computes on this session in another thread, at the next layer.")
       .def("fork", &fork, "A copy that shares all history.")
       .def("snapshot", &snapshot, "Everything needed to go on in another process.")
       .def_prop_ro(

@@ -121,13 +121,15 @@ class Backend {
 
   // A step is recorded between begin() and commit(); wait() returns when it has run, or throws
   // BackendError. When `interrupted` says so, flush() or wait() stops the step and throws
-  // Cancelled; what it wrote is then undefined. A begin() drops what was left by a step that threw.
+  // Cancelled; what it wrote is then undefined.
   using Interrupted = std::function<bool()>;
   virtual void begin(Interrupted interrupted = {}) = 0;
   /// Between layers: what has been recorded may start to run.
   virtual void flush() = 0;
   virtual void commit() = 0;
   virtual void wait() = 0;
+  /// Ends a step that threw before its wait(): nothing of it runs any more.
+  virtual void abandon() {}
 
   /// The dispatches of the last step, a line each; see Model::trace().
   virtual std::string trace() const { return {}; }
@@ -138,7 +140,7 @@ class Backend {
   virtual bool can_record_ahead() const { return false; }
   virtual void begin_ahead() {}
   virtual void end_ahead() {}
-  virtual void commit_ahead() {}
+  virtual void commit_ahead(Interrupted interrupted) { (void)interrupted; }
   virtual void drop_ahead() {}
 
   /// X[i, j, :] = w[tokens[i], :] for all streams j. X f32[n, n_streams, hidden] [4.1].

@@ -284,17 +284,22 @@ void Forward::run(
   Scratch& s = *scratch_;
   fill_tables(step, inputs);
   float* out = backend_.takes_host_memory() ? logits : s.logits.as<float>();
-  if (recorded_ahead(inputs)) {
-    ahead_.clear();
-    backend_.commit_ahead();
-  } else {
-    ahead_.clear();
-    backend_.begin(std::move(interrupted));
-    record(step, out);
-    backend_.commit();
+  try {
+    if (recorded_ahead(inputs)) {
+      ahead_.clear();
+      backend_.commit_ahead(std::move(interrupted));
+    } else {
+      ahead_.clear();
+      backend_.begin(std::move(interrupted));
+      record(step, out);
+      backend_.commit();
+    }
+    record_ahead(inputs);
+    backend_.wait();
+  } catch (...) {
+    backend_.abandon();
+    throw;
   }
-  record_ahead(inputs);
-  backend_.wait();
 
   // Numbers that are not finite would poison the cache: refuse the step before anything is
   // accepted.
@@ -329,8 +334,8 @@ void Forward::record_ahead(std::span<const ForwardInput> inputs) {
     if (in.tokens.size() != 1 || in.n_logits != 1) return;
     if (next % kBlockTokens == 0 || (next + 1) % kCheckpointTokens == 0) return;
   }
-  const Step step = plan(inputs, true);
   try {
+    const Step step = plan(inputs, true);
     ensure_scratch(step);
     backend_.begin_ahead();
     record(step, scratch_->logits.as<float>());

@@ -38,7 +38,10 @@ void Model::Impl::require_own_process() const {
 }
 
 Model::Model() : impl_(std::make_unique<Impl>()) {}
-Model::~Model() = default;
+Model::~Model() {
+  // A forked child cannot end what the parent's threads and devices hold.
+  if (impl_ && impl_->backend && impl_->pid != getpid()) (void)impl_->backend.release();
+}
 
 std::shared_ptr<Model> Model::load(const std::string& path, const LoadOptions& options) {
   check_options(options);

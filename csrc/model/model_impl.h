@@ -54,7 +54,6 @@ struct Session::Impl {
   TokenLog tokens;                        // what kv covers
   std::vector<float> logits;              // of the last token; empty when not computed
   mutable std::atomic<bool> busy{false};  // a caller is using the session
-  std::atomic<bool> stop{false};          // request_stop() during this call
 
   Impl(std::shared_ptr<Model> m, int64_t n_ctx, KvState kv)
       : model(std::move(m)), n_ctx(n_ctx), kv(std::move(kv)) {}

@@ -50,10 +50,6 @@ void Session::append(
   const int64_t total = static_cast<int64_t>(tokens.size());
   int64_t done = 0;
   std::vector<float> last;
-  Impl& s = *impl_;
-  s.stop = false;
-  Progress watched;
-  watched.layer = [&] { return !s.stop && (!progress.layer || progress.layer()); };
   while (done < total) {
     const int64_t n = std::min(chunk - pos() % chunk, total - done);
     const StepInput in{
@@ -63,17 +59,14 @@ void Session::append(
         : done + n == total ? StepInput::Logits::kLast
                             : StepInput::Logits::kNone};
     last.clear();
-    model()->run_step({&in, 1}, all ? *all : last, watched);
+    model()->run_step({&in, 1}, all ? *all : last, progress);
     done += n;
-    const bool go_on = (!progress.chunk || progress.chunk(done, total)) && !s.stop;
-    if (!go_on && done < total) {
+    if (progress.chunk && !progress.chunk(done, total) && done < total) {
       throw Cancelled(
           "cancelled after " + std::to_string(done) + " of " + std::to_string(total) + " tokens");
     }
   }
 }
-
-void Session::request_stop() { impl_->stop = true; }
 
 // Brings the state back to `target` <= pos() or to the checkpoint before it.
 void Session::go_back(int64_t target) {

@@ -12,7 +12,7 @@ import numpy as np
 from . import _engine
 from .checks import callback, integer, shown
 from .config import Sampling
-from .errors import CancelledError, ContextOverflowError, InvalidArgumentError
+from .errors import ContextOverflowError, InvalidArgumentError
 from .events import Completion, Event, FinishReason, TokenLogprob, Usage
 from .stopping import StopFilter, stop_strings
 
@@ -100,7 +100,6 @@ class Generation(Iterator[Event]):
         self._lock = threading.Lock()  # held by the thread that computes an event
         self._changes = 0  # Session.changes after our newest step
         self._cancelled = False
-        self._in_prompt = False
         self._started = False
         self._ended = False
         self._pending: int | None = None  # sampled, not yet part of the state
@@ -139,8 +138,6 @@ class Generation(Iterator[Event]):
         ``finish_reason`` is "cancelled", and text that waited for more is part of :attr:`text`.
         """
         self._cancelled = True
-        if self._in_prompt:
-            self._session._live.request_stop()
 
     def close(self) -> None:
         """Ends the generation now, as :meth:`cancel` and one ``next`` do, without computing.
@@ -219,15 +216,9 @@ class Generation(Iterator[Event]):
         if not self._started:
             self._started = True
             self._changes = self._session._live.changes + 1
-            self._in_prompt = True
-            try:
-                self._n_computed = self._session.prefill(self._prompt, on_progress=self._progress)
-            except CancelledError:
-                if self._cancelled:
-                    raise _Cancelled from None
-                raise
-            finally:
-                self._in_prompt = False
+            self._n_computed = self._session._live.prefill(
+                self._prompt, self._progress, self._stop_if_cancelled
+            )
             self.prefill_s = time.perf_counter() - start
         elif self._pending is not None:
             if not self._cancelled:
@@ -236,9 +227,12 @@ class Generation(Iterator[Event]):
             self._pending = None
             self.decode_s += time.perf_counter() - start
 
-    def _progress(self, done: int, total: int) -> None:
+    def _stop_if_cancelled(self) -> None:
         if self._cancelled:
             raise _Cancelled
+
+    def _progress(self, done: int, total: int) -> None:
+        self._stop_if_cancelled()
         if self._on_progress is not None:
             self._on_progress(done, total)
 

@@ -38,9 +38,10 @@ def load(
     isa: str | None = None,
     prefill_chunk: int = 512,
 ) -> grebe.Model:
-    """A fixture, or ``embedded``."""
+    """A fixture, or ``embedded``, on the CPU."""
     return grebe.Model.load(
         None if name == "embedded" else fixture_path(name),
+        backend="cpu",
         kv_rounding=kv_rounding,
         kernels=kernels,
         n_threads=n_threads,

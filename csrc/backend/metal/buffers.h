@@ -30,27 +30,24 @@ class BufferTable {
   void* allocate(uint64_t n_bytes, const char* what);
   void release(void* memory) noexcept;
 
-  /// Views of a mapped file: as many as needed, each at most max_buffer_bytes, overlapping by
+  /// Views of mapped files: as many as needed, each at most max_buffer_bytes, overlapping by
   /// `longest` (of any one tensor), so that every tensor lies whole in one of them. Throws
-  /// OutOfMemory with the numbers when the file does not fit the device's working set.
-  void map_file(std::span<const uint8_t> file, uint64_t longest);
+  /// OutOfMemory with the numbers when the files do not fit the device's working set.
+  void map_files(std::span<const std::span<const uint8_t>> files, uint64_t longest);
 
   /// The buffer that holds [data, data + n_bytes). Throws Error when there is none.
   Place find(const void* data, uint64_t n_bytes) const;
-  /// Bytes of all buffers, mapped files counted once.
-  uint64_t used_bytes() const {
-    std::lock_guard lock(mutex_);
-    return used_;
-  }
 
  private:
   void require_room(uint64_t n_bytes, const std::string& what) const;
+  void map_file(std::span<const uint8_t> file, uint64_t longest);
+  void count(int64_t n_bytes);
 
   Device& device_;
   mutable std::mutex mutex_;
   std::map<uintptr_t, DeviceBuffer> memory_;  // by address
   std::map<uintptr_t, DeviceBuffer> views_;
-  uint64_t used_ = 0;
+  int64_t used_ = 0;  // by this table; the budget is the process's
 };
 
 }  // namespace grebe::metal

@@ -1,5 +1,7 @@
 #include "backend/metal/metal_backend.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <deque>
 #include <optional>
@@ -40,9 +42,7 @@ constexpr const char* kLibraries[] = {
 class MetalBackend final : public Backend {
  public:
   MetalBackend(std::unique_ptr<Device> device, bool exact)
-      : device_(std::move(device)), buffers_(*device_), pipelines_(*device_), exact_(exact) {
-    pipelines_.compile_ahead(kLibraries);
-  }
+      : device_(std::move(device)), buffers_(*device_), pipelines_(*device_), exact_(exact) {}
   ~MetalBackend() override {
     drain();
     drop_ahead();
@@ -52,16 +52,20 @@ class MetalBackend final : public Backend {
   std::string description() const override { return std::string("metal: ") + device_->info().name; }
 
   void* allocate(uint64_t bytes, const char* what) override {
+    if (pid_ != getpid()) throw Error("a Metal device does not outlive fork(); load the model again");
     return buffers_.allocate(bytes, what);
   }
-  void release(void* memory, uint64_t) noexcept override { buffers_.release(memory); }
+  void release(void* memory, uint64_t) noexcept override {
+    if (pid_ == getpid()) buffers_.release(memory);  // a forked child has no device
+  }
   uint64_t scratch_bytes() const override {
     uint64_t n = 0;
     for (const auto& r : all_) n += r->arena_bytes();
     return n;
   }
   void map_weights(std::span<const std::span<const uint8_t>> files, uint64_t longest) override {
-    for (const auto& file : files) buffers_.map_file(file, longest);
+    buffers_.map_files(files, longest);
+    pipelines_.compile_ahead(kLibraries);
   }
   bool takes_host_memory() const override { return false; }
 
@@ -82,7 +86,7 @@ class MetalBackend final : public Backend {
     }
     submit("prefill");
     while (in_flight_.size() > kMaxInFlight) wait_for_first();
-    recorder_ = take_recorder();
+    if (!recorder_) recorder_ = take_recorder();
   }
 
   void commit() override {
@@ -93,6 +97,8 @@ class MetalBackend final : public Backend {
   void wait() override {
     while (!in_flight_.empty()) wait_for_first();
   }
+
+  void abandon() override { drain(); }
 
   std::string trace() const override {
     std::string lines;
@@ -114,16 +120,17 @@ class MetalBackend final : public Backend {
     recording_ahead_ = false;
     ahead_ = {encode("decode"), std::exchange(recorder_, nullptr)};
   }
-  void commit_ahead() override {
+  void commit_ahead(Interrupted interrupted) override {
+    interrupted_ = std::move(interrupted);
     trace_.clear();
-    Flight flight = std::exchange(ahead_, {});
-    commit_flight(flight);
+    commit_flight(std::exchange(ahead_, {}));
   }
   void drop_ahead() override {
     recording_ahead_ = false;
     if (!ahead_.recorder) return;
-    device_->discard(ahead_.command_buffer);
-    give_back(std::exchange(ahead_, {}).recorder);
+    const Flight flight = std::exchange(ahead_, {});
+    device_->discard(flight.command_buffer);
+    give_back(flight.recorder);
   }
 
   // ---- ops
@@ -324,7 +331,7 @@ class MetalBackend final : public Backend {
  private:
   struct Flight {  // a command buffer and what it was recorded with
     uint64_t command_buffer = 0;
-    std::unique_ptr<Recorder> recorder;
+    Recorder* recorder = nullptr;
   };
 
   // Ops that wait for the one they may be joined with.
@@ -482,28 +489,28 @@ class MetalBackend final : public Backend {
     route_.reset();
     rows_op_ = {};
     rows_ = 0;
-    interrupted_ = nullptr;
-    if (!recording_ahead_) trace_.clear();
-    give_back(std::move(recorder_));
+    if (!recording_ahead_) {
+      interrupted_ = nullptr;
+      trace_.clear();
+    }
+    give_back(std::exchange(recorder_, nullptr));
     recorder_ = take_recorder();
   }
 
-  std::unique_ptr<Recorder> take_recorder() {
+  Recorder* take_recorder() {
     if (free_.empty()) {
-      all_.reserve(all_.size() + 1);
-      auto recorder = std::make_unique<Recorder>(buffers_, pipelines_, exact_);
-      all_.push_back(recorder.get());
-      free_.reserve(all_.capacity());
-      return recorder;
+      free_.reserve(all_.size() + 1);  // giving back cannot fail
+      all_.push_back(std::make_unique<Recorder>(buffers_, pipelines_, exact_));
+      return all_.back().get();
     }
-    auto recorder = std::move(free_.back());
+    Recorder* recorder = free_.back();
     free_.pop_back();
     return recorder;
   }
-  void give_back(std::unique_ptr<Recorder> recorder) {
+  void give_back(Recorder* recorder) {
     if (!recorder) return;
     recorder->clear();
-    free_.push_back(std::move(recorder));
+    free_.push_back(recorder);
   }
 
   uint64_t encode(const char* label) {
@@ -515,15 +522,18 @@ class MetalBackend final : public Backend {
   void submit(const char* label) {
     if (recorder_->empty()) return;
     const uint64_t command_buffer = encode(label);
-    Flight flight{command_buffer, std::move(recorder_)};
-    commit_flight(flight);
+    commit_flight({command_buffer, std::exchange(recorder_, nullptr)});
   }
-  void commit_flight(Flight& flight) {
+  void commit_flight(const Flight& flight) {
     const auto& records = flight.recorder->records();
     trace_.insert(trace_.end(), records.begin(), records.end());
+    in_flight_.push_back(flight);
     const Status status = device_->commit(flight.command_buffer);
-    if (!status.ok()) throw BackendError(std::string("metal: ") + status.message, "commit");
-    in_flight_.push_back(std::move(flight));
+    if (status.ok()) return;
+    in_flight_.pop_back();
+    device_->discard(flight.command_buffer);
+    give_back(flight.recorder);
+    throw BackendError(std::string("metal: ") + status.message, "commit");
   }
 
   // A step that throws leaves nothing running: its buffers may be freed next.
@@ -534,7 +544,7 @@ class MetalBackend final : public Backend {
       if (status.code != Status::kInterrupted) break;
       check_interrupted();
     }
-    give_back(std::move(in_flight_.front().recorder));
+    give_back(in_flight_.front().recorder);
     in_flight_.pop_front();
     if (status.ok()) return;
     drain();
@@ -552,7 +562,7 @@ class MetalBackend final : public Backend {
       while (device_->wait(in_flight_.front().command_buffer, kPollMs).code ==
              Status::kInterrupted) {
       }
-      give_back(std::move(in_flight_.front().recorder));
+      give_back(in_flight_.front().recorder);
       in_flight_.pop_front();
     }
   }
@@ -561,6 +571,7 @@ class MetalBackend final : public Backend {
   BufferTable buffers_;
   PipelineCache pipelines_;
   bool exact_;
+  const pid_t pid_ = getpid();
   Interrupted interrupted_;
   int64_t rows_ = 0;                     // of the step
   std::vector<Recorder::Record> trace_;  // of the step
@@ -572,9 +583,9 @@ class MetalBackend final : public Backend {
   std::optional<RouteOp> route_;
   RowsParts rows_op_;
 
-  std::vector<Recorder*> all_;
-  std::vector<std::unique_ptr<Recorder>> free_;
-  std::unique_ptr<Recorder> recorder_;
+  std::vector<std::unique_ptr<Recorder>> all_;
+  std::vector<Recorder*> free_;
+  Recorder* recorder_ = nullptr;
   std::deque<Flight> in_flight_;
   Flight ahead_;
   bool recording_ahead_ = false;

@@ -1,10 +1,13 @@
 #include "backend/metal/recorder.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/error.h"
 
 namespace grebe::metal {
+
+constexpr uint32_t kMaxThreadgroupBytes = 32768;  // of every Apple GPU
 
 // ---- Builder
 
@@ -107,6 +110,14 @@ void Recorder::Builder::run(
     dispatch_.groups[i] = static_cast<uint32_t>(groups[i]);
   }
   dispatch_.threads[0] = threads;
+  if (dispatch_.threadgroup_bytes > kMaxThreadgroupBytes) {
+    throw BackendError(
+        "metal: kernel " + std::string(kernel_) + " needs " +
+            std::to_string(dispatch_.threadgroup_bytes) +
+            " bytes of threadgroup memory for a model of these dimensions; there are " +
+            std::to_string(kMaxThreadgroupBytes),
+        kernel_);
+  }
   const PipelineCache::Pipeline pipeline =
       r.pipelines_.pipeline(library_, kernel_, {constants_.data(), constants_.size()});
   if (threads > pipeline.max_threads) {
@@ -182,8 +193,8 @@ void Recorder::clear() {
   pending_block_writes_ = false;
   blocks_.clear();
   records_.clear();
-  tables_.rewind();
-  scratch_.rewind();
+  tables_.start_again(buffers_);
+  scratch_.start_again(buffers_);
 }
 
 // ---- Arena
@@ -195,7 +206,7 @@ void* Recorder::Arena::take(BufferTable& buffers, uint64_t n_bytes) {
     used_ = 0;
   }
   if (i_chunk_ == chunks_.size()) {
-    const uint64_t size = std::max(n_bytes, kChunkBytes);
+    const uint64_t size = std::max({n_bytes, kChunkBytes, std::exchange(next_bytes_, 0)});
     chunks_.reserve(chunks_.size() + 1);
     chunks_.push_back({static_cast<uint8_t*>(buffers.allocate(size, "scratch buffers")), size});
     n_bytes_ += size;
@@ -205,9 +216,17 @@ void* Recorder::Arena::take(BufferTable& buffers, uint64_t n_bytes) {
   return chunks_[i_chunk_].data + used_ - n_bytes;
 }
 
+void Recorder::Arena::start_again(BufferTable& buffers) {
+  rewind();
+  if (chunks_.size() < 2) return;
+  next_bytes_ = n_bytes_;
+  free(buffers);
+}
+
 void Recorder::Arena::free(BufferTable& buffers) {
   for (const Chunk& chunk : chunks_) buffers.release(chunk.data);
   chunks_.clear();
+  n_bytes_ = 0;
 }
 
 }  // namespace grebe::metal

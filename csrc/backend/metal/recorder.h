@@ -107,11 +107,13 @@ class Recorder {
   const std::vector<Record>& records() const { return records_; }
 
  private:
-  // Memory handed out front to back, all of it again after rewind().
+  // Memory handed out front to back, all of it again after rewind(). start_again() also makes one
+  // piece of what had to be taken in several; nothing may use the memory then.
   class Arena {
    public:
     void* take(BufferTable& buffers, uint64_t n_bytes);
     void rewind() { i_chunk_ = 0, used_ = 0; }
+    void start_again(BufferTable& buffers);
     void free(BufferTable& buffers);
     uint64_t n_bytes() const { return n_bytes_; }
 
@@ -123,7 +125,7 @@ class Recorder {
     };
     std::vector<Chunk> chunks_;
     size_t i_chunk_ = 0;
-    uint64_t used_ = 0, n_bytes_ = 0;
+    uint64_t used_ = 0, n_bytes_ = 0, next_bytes_ = 0;
   };
 
   bool conflicts(const Builder::Range& range) const;

@@ -4,6 +4,7 @@
 #include "args/hyper_args.h"
 #include "backend/metal/ops.h"
 #include "backend/metal/weight_types.h"
+#include "core/error.h"
 
 namespace grebe::metal {
 
@@ -30,6 +31,7 @@ inline StreamUpdateArgs bind_update(
   const Backend::HcPre& next = update.next;
   const uint64_t s = static_cast<uint64_t>(next.n_streams);
   const uint64_t n_mixes = static_cast<uint64_t>(next.fn->n_out);
+  GREBE_ASSERT(n_mixes == (2 + s) * s);
   const uint64_t partials_bytes = sizeof(float) * (n_mixes + 1) * n_groups;
   update.n_chunks = n_groups;
   update.partials = static_cast<float*>(r.scratch(partials_bytes));
