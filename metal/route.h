@@ -6,6 +6,7 @@
 
 #include "args/route_args.h"
 #include "common.h"
+#include "inline.h"
 
 /// An expert's weight before normalisation.
 static inline float route_score(float logit) { return metal::sqrt(softplus(logit)); }
@@ -14,7 +15,7 @@ static inline float route_score(float logit) { return metal::sqrt(softplus(logit
 /// computed again for each choice.
 constant constexpr uint kRouteCached = 16;
 
-/// Experts that a token may use: what ModelConfig allows.
+/// Experts that a token may use: what ModelConfig allows. Lane k has choices k and k + 32.
 constant constexpr uint kRouteMaxUsed = 64;
 
 /// Experts of one token in descending order of score + bias, the lowest index first among equals,
@@ -24,7 +25,7 @@ constant constexpr uint kRouteMaxUsed = 64;
 ///   chosen        i32[n_used]: the experts; null: chosen by bias
 ///   cached        n_experts <= 32 * kRouteCached, as a constant
 ///   experts       i32[n_used] out, weights f32[n_used] out; the SIMD-group may read them at once
-static inline void route_token(
+GREBE_INLINE void route_token(
     constant grebe::RouteArgs& a,
     device const float* logits,
     device const float* bias,
@@ -33,17 +34,16 @@ static inline void route_token(
     threadgroup int* experts,
     threadgroup float* weights,
     uint lane) {
-  float sum = 0;
+  uint pick0 = 0, pick1 = 0;
   if (chosen) {
-    for (uint k = 0; k < a.n_used; k++) {
-      const uint e = metal::min(uint(chosen[k]), a.n_experts - 1);
-      if (lane == 0) experts[k] = int(e);
-      sum += route_score(logits[e]);
-    }
+    if (lane < a.n_used) pick0 = metal::min(uint(chosen[lane]), a.n_experts - 1);
+    if (lane + 32 < a.n_used) pick1 = metal::min(uint(chosen[lane + 32]), a.n_experts - 1);
   } else {
     uint keys[kRouteCached];
     if (cached) {
+#pragma unroll
       for (uint i = 0; i < kRouteCached; i++) {
+        if (32 * i >= a.n_experts) break;
         const uint e = lane + 32 * i;
         keys[i] = e < a.n_experts ? order_key(route_score(logits[e]) + bias[e]) : 0;
       }
@@ -53,7 +53,9 @@ static inline void route_token(
       // The best of those after `last`; a lane's experts ascend, so its first best is its lowest.
       uint2 best = uint2(0, 0);
       if (cached) {
+#pragma unroll
         for (uint i = 0; i < kRouteCached; i++) {
+          if (32 * i >= a.n_experts) break;
           const uint e = lane + 32 * i;
           const bool follows = keys[i] < last.x || (keys[i] == last.x && e > last.y);
           if (follows && keys[i] > best.x) best = uint2(keys[i], e);
@@ -66,12 +68,24 @@ static inline void route_token(
         }
       }
       last = simd_best(best.x, best.y);
-      if (lane == 0) experts[k] = int(last.y);
-      sum += route_score(logits[last.y]);
+      if (lane == k) pick0 = last.y;
+      if (lane + 32 == k) pick1 = last.y;
     }
   }
-  metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);
-  for (uint k = lane; k < a.n_used; k += 32)
-    weights[k] = route_score(logits[experts[k]]) / sum * a.scale;
+  const float score0 = lane < a.n_used ? route_score(logits[pick0]) : 0.f;
+  const float score1 = lane + 32 < a.n_used ? route_score(logits[pick1]) : 0.f;
+  // In the order of the choices.
+  float sum = 0;
+  for (uint k = 0; k < a.n_used; k++) {
+    sum += metal::simd_shuffle(k < 32 ? score0 : score1, ushort(k % 32));
+  }
+  if (lane < a.n_used) {
+    experts[lane] = int(pick0);
+    weights[lane] = score0 / sum * a.scale;
+  }
+  if (lane + 32 < a.n_used) {
+    experts[lane + 32] = int(pick1);
+    weights[lane + 32] = score1 / sum * a.scale;
+  }
   metal::simdgroup_barrier(metal::mem_flags::mem_threadgroup);
 }
