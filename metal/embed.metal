@@ -31,6 +31,14 @@ constant uint kType [[function_constant(0)]];
   const uint n = min(a.n_in - k, 16u);
   for (uint j = 0; j < a.n_streams; j++) {
     device float* out = X + (ulong(t) * a.n_streams + j) * a.n_in + k;
-    for (uint c = 0; c < n; c++) out[c] = v[c / 4][c % 4];
+    if (n == 16) {
+#pragma unroll
+      for (uint q = 0; q < 4; q++) ((device packed_float4*)out)[q] = v[q];
+    } else {
+#pragma unroll
+      for (uint c = 0; c < 16; c++) {
+        if (c < n) out[c] = v[c / 4][c % 4];
+      }
+    }
   }
 }

@@ -45,15 +45,16 @@ struct TileInput {
   uint n_in;
 };
 
-template <class In>
-static inline float4 load_four(device const In* p) {
-  return float4(p[0], p[1], p[2], p[3]);
+// Rows are aligned to their elements, and packed vectors ask for no more.
+static inline float4 load_four(device const float* p) { return *(device const packed_float4*)p; }
+static inline float4 load_four(device const half* p) {
+  return float4(half4(*(device const packed_half4*)p));
 }
 
 /// x as what a tile is made of. Numbers too large for a half become the largest one: an infinity
 /// times a zero of another row would be NaN. What is not finite stays so.
 template <class E>
-static inline float4 within(float4 x) {
+GREBE_INLINE float4 within(float4 x) {
   if (sizeof(E) == 4) return x;
   return select(x, clamp(x, -65504.f, 65504.f), fabs(x) < INFINITY);
 }
