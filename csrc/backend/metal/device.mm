@@ -8,8 +8,8 @@
 // gap.
 //
 // Lifetime. Command buffers do not retain what they use (hundreds of dispatches a token would pay
-// for it). Pipelines live as long as the device; a buffer freed while command buffers exist is
-// kept until the last of those that may use it is done.
+// for it). Pipelines live as long as the device; a buffer freed while a command buffer uses it is
+// kept until that is done.
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
@@ -29,7 +29,8 @@
 namespace grebe::metal {
 namespace {
 
-constexpr uint64_t kPageBytes = 16384;    // of every Apple silicon Mac
+constexpr uint64_t kPageBytes = 16384;  // of every Apple silicon Mac
+constexpr uint32_t kLeastThreadgroupBytes = 16;
 constexpr uint64_t kMaxArgsBytes = 4096;  // of setBytes
 constexpr uint32_t kMaxBindings = 31;
 // A failed command buffer may never signal its event; its status is asked for this often.
@@ -80,17 +81,20 @@ class MetalDevice final : public Device {
  private:
   struct Command {
     id<MTLCommandBuffer> buffer;
-    uint64_t signal = 0;  // value of done_ once it has run; 0: not committed
+    uint64_t signal = 0;            // value of done_ once it has run; 0: not committed
+    std::vector<uint32_t> buffers;  // ids of those it uses, ascending
   };
   struct Retired {
     id<MTLBuffer> buffer;
-    uint64_t last_user;  // no later command buffer uses it
+    uint32_t number;
   };
   class Bindings;
 
   void add_buffer(id<MTLBuffer> buffer, DeviceBuffer *out);
   void release_buffer(id<MTLBuffer> buffer);
+  bool is_used(uint32_t number) const;
   void forget(uint64_t command_buffer);
+  bool new_queue();
   Status encode_dispatches(const CommandList &list, id<MTLComputeCommandEncoder> encoder);
 
   DeviceInfo info_;
@@ -140,22 +144,31 @@ MetalDevice::MetalDevice(Status *status) noexcept {
     info_.max_buffer_bytes = device_.maxBufferLength;
     info_.working_set_bytes = device_.recommendedMaxWorkingSetSize;
     info_.page_bytes = kPageBytes;
-    queue_ = [device_ newCommandQueue];
-    fence_ = [device_ newFence];
-    done_ = [device_ newSharedEvent];
-    if (!queue_ || !fence_ || !done_) {
-      *status = failure(Status::kUnavailable, "'%s' gives no command queue", info_.name);
-      return;
-    }
-    queue_.label = @"grebe";
     if (@available(macOS 15.0, *)) {
       MTLResidencySetDescriptor *descriptor = [[MTLResidencySetDescriptor alloc] init];
       descriptor.label = @"grebe buffers";
       residency_ = [device_ newResidencySetWithDescriptor:descriptor error:nil];
-      if (residency_) [queue_ addResidencySet:residency_];
       info_.has_residency_sets = residency_ != nil;
     }
+    done_ = [device_ newSharedEvent];
+    if (!new_queue() || !done_) {
+      *status = failure(Status::kUnavailable, "'%s' gives no command queue", info_.name);
+    }
   }
+}
+
+// At the start, and after a fault: Metal refuses what a queue is given after too many of them.
+bool MetalDevice::new_queue() {
+  id<MTLCommandQueue> queue = [device_ newCommandQueue];
+  id<MTLFence> fence = [device_ newFence];
+  if (!queue || !fence) return false;
+  queue.label = @"grebe";
+  if (@available(macOS 15.0, *)) {
+    if (residency_) [queue addResidencySet:residency_];
+  }
+  queue_ = queue;
+  fence_ = fence;
+  return true;
 }
 
 MetalDevice::~MetalDevice() {
@@ -234,12 +247,23 @@ void MetalDevice::free_buffer(uint32_t number) noexcept {
     if (number == 0 || number > buffers_.size()) return;
     id<MTLBuffer> buffer = std::exchange(buffers_[number - 1], nil);
     if (!buffer) return;
-    if (commands_.empty()) {
+    if (!is_used(number)) {
       release_buffer(buffer);
-    } else {
-      retired_.push_back({buffer, n_encoded_});
+      return;
+    }
+    try {
+      retired_.push_back({buffer, number});
+    } catch (...) {  // no memory to remember it: the device keeps it
+      buffers_[number - 1] = buffer;
     }
   }
+}
+
+bool MetalDevice::is_used(uint32_t number) const {
+  return std::any_of(commands_.begin(), commands_.end(), [&](const auto &entry) {
+    const std::vector<uint32_t> &used = entry.second.buffers;
+    return std::binary_search(used.begin(), used.end(), number);
+  });
 }
 
 // ---- libraries and pipelines
@@ -369,8 +393,10 @@ Status MetalDevice::encode_dispatches(
       }
       now = {binding.buffer, binding.offset};
     }
-    if (d.threadgroup_bytes > 0 && d.threadgroup_bytes != threadgroup_bytes) {
-      threadgroup_bytes = d.threadgroup_bytes;
+    // The length outlasts a change of pipeline, and would count against one that needs none.
+    const uint32_t wanted = std::max(d.threadgroup_bytes, kLeastThreadgroupBytes);
+    if (wanted != threadgroup_bytes && (d.threadgroup_bytes > 0 || threadgroup_bytes > 0)) {
+      threadgroup_bytes = wanted;
       [encoder setThreadgroupMemoryLength:threadgroup_bytes atIndex:0];
     }
     [encoder dispatchThreadgroups:MTLSizeMake(d.groups[0], d.groups[1], d.groups[2])
@@ -381,19 +407,40 @@ Status MetalDevice::encode_dispatches(
 
 Status MetalDevice::encode(const CommandList &list, uint64_t *command_buffer) noexcept {
   @autoreleasepool {
-    id<MTLCommandBuffer> buffer = [queue_ commandBufferWithUnretainedReferences];
-    id<MTLComputeCommandEncoder> encoder =
-        [buffer computeCommandEncoderWithDispatchType:MTLDispatchTypeConcurrent];
-    if (!encoder) return failure(Status::kFault, "%s: the queue gives no encoder", list.label);
-    buffer.label = text(list.label);
+    Command command;
+    try {
+      for (uint64_t i = 0; i < list.n_dispatches; i++) {
+        const Dispatch &d = list.dispatches[i];
+        for (uint32_t b = 0; b < d.n_bindings; b++) {
+          command.buffers.push_back(list.bindings[d.first_binding + b].buffer);
+        }
+      }
+      for (uint64_t i = 0; i < list.n_indirect; i++) {
+        command.buffers.push_back(list.indirect[i].buffer);
+      }
+      std::sort(command.buffers.begin(), command.buffers.end());
+      command.buffers.erase(
+          std::unique(command.buffers.begin(), command.buffers.end()), command.buffers.end());
+    } catch (...) {
+      return failure(Status::kOutOfMemory, "%s: no memory to encode it", list.label);
+    }
     const std::lock_guard lock(mutex_);
+    command.buffer = [queue_ commandBufferWithUnretainedReferences];
+    id<MTLComputeCommandEncoder> encoder =
+        [command.buffer computeCommandEncoderWithDispatchType:MTLDispatchTypeConcurrent];
+    if (!encoder) return failure(Status::kFault, "%s: the queue gives no encoder", list.label);
+    command.buffer.label = text(list.label);
     [encoder waitForFence:fence_];
     const Status status = encode_dispatches(list, encoder);
     [encoder updateFence:fence_];
     [encoder endEncoding];
     if (!status.ok()) return status;
+    try {
+      commands_.emplace(n_encoded_ + 1, std::move(command));
+    } catch (...) {
+      return failure(Status::kOutOfMemory, "%s: no memory to keep it", list.label);
+    }
     *command_buffer = ++n_encoded_;
-    commands_[n_encoded_].buffer = buffer;
     return {};
   }
 }
@@ -454,6 +501,10 @@ Status MetalDevice::wait(uint64_t command_buffer, uint64_t timeout_ms) noexcept 
           static_cast<long>(error.code));
     }
     forget(command_buffer);
+    if (!status.ok()) {
+      const std::lock_guard lock(mutex_);
+      new_queue();  // without one the old queue has to do
+    }
     return status;
   }
 }
@@ -467,9 +518,8 @@ void MetalDevice::discard(uint64_t command_buffer) noexcept {
 void MetalDevice::forget(uint64_t command_buffer) {
   const std::lock_guard lock(mutex_);
   commands_.erase(command_buffer);
-  const uint64_t oldest = commands_.empty() ? UINT64_MAX : commands_.begin()->first;
   const auto keep = std::partition(
-      retired_.begin(), retired_.end(), [&](const Retired &r) { return r.last_user >= oldest; });
+      retired_.begin(), retired_.end(), [&](const Retired &r) { return is_used(r.number); });
   for (auto at = keep; at != retired_.end(); ++at) release_buffer(at->buffer);
   retired_.erase(keep, retired_.end());
 }
