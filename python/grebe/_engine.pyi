@@ -209,7 +209,7 @@ def to_tokens(tokens: Any, vocab_size: int) -> list[int]:
 class Session:
     """One sequence of tokens and its state; wrapped by grebe.Session."""
 
-    def prefill(self, tokens: Any, on_progress: Callable[[int, int], object] | None = None) -> int:
+    def prefill(self, tokens: Any, on_progress: Callable[[int, int], object] | None = None, between_layers: Callable[[], object] | None = None) -> int:
         """Makes the state cover exactly tokens; returns how many were computed."""
 
     def decode(self, token: Any, changes: int | None = None) -> None:
@@ -222,11 +222,6 @@ class Session:
 
     def rewind(self, pos: int, on_progress: Callable[[int, int], object] | None = None) -> int:
         """Goes back to pos tokens; returns the number of tokens replayed."""
-
-    def request_stop(self) -> None:
-        """
-        Ends the call that computes on this session in another thread, at the next layer.
-        """
 
     def fork(self) -> Session:
         """A copy that shares all history."""
