@@ -27,6 +27,7 @@ SHAPES = {
     "many_groups": replace(BASE, heads=6, o_groups=6, o_lora=5),
     "one_stream": replace(BASE, streams=1),
     "five_streams": replace(BASE, streams=5),
+    "eight_streams": replace(BASE, streams=8),
     "window_200": replace(BASE, window=200),
     "window_1": replace(BASE, window=1),
     "index_64": replace(BASE, index_head_dim=64, index_heads=5, top_k=30),
