@@ -52,7 +52,8 @@ class MetalBackend final : public Backend {
   std::string description() const override { return std::string("metal: ") + device_->info().name; }
 
   void* allocate(uint64_t bytes, const char* what) override {
-    if (pid_ != getpid()) throw Error("a Metal device does not outlive fork(); load the model again");
+    if (pid_ != getpid())
+      throw Error("a Metal device does not outlive fork(); load the model again");
     return buffers_.allocate(bytes, what);
   }
   void release(void* memory, uint64_t) noexcept override {
