@@ -9,7 +9,7 @@ import numpy.typing
 from numpy.typing import NDArray
 
 
-version: str = '0.0.0'
+version: str = '0.1.0'
 
 def end_work() -> None:
     """Stops what computes in other threads, for good: Python is ending."""
