@@ -299,6 +299,38 @@ def test_a_model_that_does_not_fit_is_refused_at_open(load: Load, fake) -> None:
 
 
 @pytest.mark.skipif(ON_A_MAC, reason="of the simulated device")
+def test_the_budget_is_that_of_the_process(load: Load, fake) -> None:
+    """Models share the device: a second one that would not fit beside the first is refused."""
+    gc.collect()
+    model = load()
+    model.session().prefill([1])
+    fake["working_set_bytes"] = 3 * fake["buffer_bytes"]  # below 4 GiB half of it is the budget
+    with pytest.raises(grebe.OutOfMemoryError, match="are in use"):
+        load().session().prefill([1])
+    model.close()
+    gc.collect()
+    load().session().prefill([1])
+
+
+@pytest.mark.skipif(ON_A_MAC, reason="of the simulated device")
+def test_a_closed_session_gives_its_memory_back(load: Load, fake) -> None:
+    """Also while the step after its last one lies recorded."""
+    model = load()
+    kept = model.session()
+    kept.prefill([1])
+    kept.decode(2)
+    before = fake["buffers"]
+    others = [model.session() for _ in range(5)]
+    for s in others:
+        s.prefill([1])
+    kept.decode(3)
+    assert fake["buffers"] > before
+    for s in others:
+        s.close()
+    assert fake["buffers"] == before
+
+
+@pytest.mark.skipif(ON_A_MAC, reason="of the simulated device")
 def test_a_device_fault_leaves_sessions_as_they_were(load: Load, fake) -> None:
     model = load()
     s = model.session()
