@@ -299,6 +299,38 @@ def test_a_model_that_does_not_fit_is_refused_at_open(load: Load, fake) -> None:
 
 
 @pytest.mark.skipif(ON_A_MAC, reason="of the simulated device")
+def test_a_machine_that_is_too_small_is_told_so(load: Load, fake, tmp_path: Path) -> None:
+    """No setting helps a file of 81 GiB on less memory than that."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fake["working_set_bytes"] = 72 << 30
+    with pytest.raises(grebe.OutOfMemoryError) as caught:
+        load(flash_model().write(tmp_path / "flash.gguf"))
+    assert ("is too small for it" in str(caught.value)) == (memory < 87 << 30)
+    assert ("sysctl" in str(caught.value)) == (memory >= 87 << 30)
+
+
+@pytest.mark.skipif(ON_A_MAC, reason="of the simulated device")
+def test_a_tensor_larger_than_any_buffer_is_refused(load: Load, fake) -> None:
+    fake["max_buffer_bytes"] = 1 << 20
+    with pytest.raises(grebe.OutOfMemoryError, match=r"a tensor of .* does not fit one buffer"):
+        load()
+
+
+@pytest.mark.skipif(ON_A_MAC, reason="of the simulated device")
+def test_a_kernel_that_the_device_cannot_run_is_named(load: Load, fake) -> None:
+    fake["max_threads"] = 64
+    with pytest.raises(grebe.BackendError, match=r"kernel \w+ can run 64 threads .* it needs"):
+        load().session().prefill([1])
+
+
+def test_dimensions_beyond_threadgroup_memory_are_refused(load: Load, tmp_path: Path) -> None:
+    shape = replace(Shape(), head_dim=8192, rope_dim=64, index_head_dim=64)
+    model = load(tiny_model(shape).write(tmp_path / "m.gguf"))
+    with pytest.raises(grebe.BackendError, match="bytes of threadgroup memory"):
+        model.session().prefill([1, 2, 3])
+
+
+@pytest.mark.skipif(ON_A_MAC, reason="of the simulated device")
 def test_the_budget_is_that_of_the_process(load: Load, fake) -> None:
     """Models share the device: a second one that would not fit beside the first is refused."""
     gc.collect()
