@@ -43,6 +43,24 @@ def trace(model) -> list[tuple[str, bool, int]]:
     return [(kernel, barrier == "1", int(n)) for kernel, barrier, n in lines]
 
 
+PRODUCTS = (("q_a, kv, compressors", "q_b", "o_a", "o_b and mixes"), ("router",), ("output head",))
+
+
+def parts(records: list[tuple[str, bool, int]]) -> list[str]:
+    """What each dispatch is for; products by their place after the hc_finish that begins a sublayer."""
+    n_sublayers = sum(kernel == "hc_finish" for kernel, *_ in records) - 1
+    out, sublayer, place = [], -1, 0
+    for kernel, *_ in records:
+        name = kernel
+        if kernel == "hc_finish":
+            sublayer, place = sublayer + 1, 0
+        elif kernel.startswith("matvec"):
+            name = f"matvec: {PRODUCTS[2 if sublayer == n_sublayers else sublayer % 2][place]}"
+            place += 1
+        out.append(name)
+    return out
+
+
 def ideal_bytes(model, depth: int) -> tuple[int, int]:
     """Weights, and rows [V4 8.1, 8.2], of the token at position `depth`."""
     rows = index = 0
@@ -82,16 +100,12 @@ def main() -> None:
                 f"| {depth:,} | {len(records)} | {len(records) / layers:.1f} | {sum(b for _, b, _ in records)} "
                 f"| {n_bytes / 1e9:.3f} GB | {(weights + rows) / 1e9:.3f} GB | {n_bytes / (weights + rows):.3f} |"
             )
-            counts, read = Counter(k for k, *_ in records), defaultdict(int)
-            for kernel, _, n in records:
-                read[kernel] += n
-            lines = [
-                f"Depth {depth:,}:",
-                "",
-                "| kernel | dispatches | bytes read |",
-                "|---|---|---|",
-            ]
-            lines += [f"| `{k}` | {n} | {read[k] / 1e6:,.1f} MB |" for k, n in counts.most_common()]
+            names = parts(records)
+            counts, read = Counter(names), defaultdict(int)
+            for name, (_, _, n) in zip(names, records, strict=True):
+                read[name] += n
+            lines = [f"Depth {depth:,}:", "", "| dispatch | times | bytes read |", "|---|---|---|"]
+            lines += [f"| {k} | {n} | {read[k] / 1e6:,.1f} MB |" for k, n in counts.items()]
             tables.append("\n".join(lines))
         print("\n".join(summary), *tables, sep="\n\n")
 
