@@ -55,6 +55,8 @@ void detect(std::vector<Isa>& out) {
   out.push_back(Isa::kAvx512);
 }
 
+bool detect_crc32c() { return has_bits(cpuid(1).c, {1, 20}); }
+
 #elif defined(__aarch64__) && defined(__linux__)
 
 void detect(std::vector<Isa>& out) {
@@ -67,22 +69,35 @@ void detect(std::vector<Isa>& out) {
   if (getauxval(AT_HWCAP2) & kHwcap2I8mm) out.push_back(Isa::kNeonI8mm);
 }
 
+bool detect_crc32c() {
+  constexpr uint64_t kHwcapPmull = 1ull << 4, kHwcapCrc32 = 1ull << 7;
+  constexpr uint64_t kNeed = kHwcapPmull | kHwcapCrc32;
+  return (getauxval(AT_HWCAP) & kNeed) == kNeed;
+}
+
 #elif defined(__aarch64__) && defined(__APPLE__)
 
+bool has(const char* name) {
+  int value = 0;
+  size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+}
+
 void detect(std::vector<Isa>& out) {
-  const auto has = [](const char* name) {
-    int value = 0;
-    size_t size = sizeof value;
-    return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
-  };
   if (!has("hw.optional.arm.FEAT_DotProd")) return;
   out.push_back(Isa::kNeon);
   if (has("hw.optional.arm.FEAT_I8MM")) out.push_back(Isa::kNeonI8mm);
 }
 
+bool detect_crc32c() {
+  return has("hw.optional.arm.FEAT_CRC32") && has("hw.optional.arm.FEAT_PMULL");
+}
+
 #else
 
 void detect(std::vector<Isa>&) {}
+
+bool detect_crc32c() { return false; }
 
 #endif
 
@@ -169,6 +184,8 @@ Isa choose_isa(const std::string& name) {
   throw BackendUnavailable(
       "cpu: no '" + name + "' kernels on this machine; it has " + have, "cpu-" + name);
 }
+
+bool has_crc32c() { return detect_crc32c(); }
 
 int usable_cores() {
 #if defined(__linux__)

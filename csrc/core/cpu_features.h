@@ -22,6 +22,9 @@ std::vector<Isa> available_isas();
 /// BackendUnavailable naming both when the machine or the build lacks it.
 Isa choose_isa(const std::string& name);
 
+/// CRC-32C and carry-less multiplication as instructions: SSE4.2 and PCLMULQDQ, or CRC32 and PMULL.
+bool has_crc32c();
+
 /// Physical cores usable by this process (affinity mask and cgroup CPU quota respected), at
 /// least 1.
 int usable_cores();

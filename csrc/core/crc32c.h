@@ -1,42 +1,16 @@
-// CRC-32C (Castagnoli, reflected polynomial 0x82f63b78), eight bytes at a time [RFC 3720 B.4].
+// CRC-32C (Castagnoli, reflected polynomial 0x82f63b78) [RFC 3720 B.4].
 #pragma once
 
-#include <array>
+#include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 namespace grebe {
-namespace detail {
 
-constexpr std::array<std::array<uint32_t, 256>, 8> make_crc32c_tables() {
-  std::array<std::array<uint32_t, 256>, 8> t{};
-  for (uint32_t i = 0; i < 256; i++) {
-    uint32_t c = i;
-    for (int k = 0; k < 8; k++) c = c & 1 ? c >> 1 ^ 0x82f63b78u : c >> 1;
-    t[0][i] = c;
-  }
-  for (uint32_t i = 0; i < 256; i++)
-    for (int k = 1; k < 8; k++) t[k][i] = t[k - 1][i] >> 8 ^ t[0][t[k - 1][i] & 255];
-  return t;
-}
-inline constexpr auto kCrc32cTables = make_crc32c_tables();
+/// crc32c(b, crc32c(a)) is the checksum of a followed by b. Start with 0. Uses the processor's
+/// instruction for it where there is one.
+uint32_t crc32c(const void* data, size_t n, uint32_t crc = 0);
 
-}  // namespace detail
-
-/// crc32c(b, crc32c(a)) is the checksum of a followed by b. Start with 0.
-inline uint32_t crc32c(const void* data, size_t n, uint32_t crc = 0) {
-  const auto& t = detail::kCrc32cTables;
-  const uint8_t* p = static_cast<const uint8_t*>(data);
-  crc = ~crc;
-  for (; n >= 8; n -= 8, p += 8) {
-    uint64_t v;
-    std::memcpy(&v, p, 8);  // little endian, as all our files
-    v ^= crc;
-    crc = t[7][v & 255] ^ t[6][v >> 8 & 255] ^ t[5][v >> 16 & 255] ^ t[4][v >> 24 & 255] ^
-          t[3][v >> 32 & 255] ^ t[2][v >> 40 & 255] ^ t[1][v >> 48 & 255] ^ t[0][v >> 56];
-  }
-  for (; n > 0; n--) crc = crc >> 8 ^ t[0][(crc ^ *p++) & 255];
-  return ~crc;
-}
+/// The same by table on every machine, for tests.
+uint32_t crc32c_portable(const void* data, size_t n, uint32_t crc = 0);
 
 }  // namespace grebe
