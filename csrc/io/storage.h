@@ -32,7 +32,7 @@ class StorageLock {
   virtual ~StorageLock() = default;
 };
 
-class Storage {
+class Storage : public std::enable_shared_from_this<Storage> {
  public:
   enum class Mode {
     kRead,       ///< must exist
