@@ -76,6 +76,7 @@ NB_MODULE(_engine, m) {
   bind_tokenizer(m);
   bind_sampler(m);
   grebe::bind::bind_inspect(m);
+  grebe::bind::bind_storage_ops(m);
   grebe::bind::bind_model(m);
   grebe::bind::bind_session(m);
   grebe::bind::bind_ops(m);

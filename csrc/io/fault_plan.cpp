@@ -64,6 +64,7 @@ const char* fault_action_name(Action action) {
       "flip_bit",
       "delay",
       "shift_clock"};
+  static_assert(std::size(kNames) == Fault::kNumActions);
   return kNames[static_cast<int>(action)];
 }
 
@@ -85,7 +86,7 @@ MetFaults FaultPlan::meet(Op op, const std::string& path) {
   for (Entry& e : entries_) {
     if (!matches(e.fault, op, path)) continue;
     const uint64_t i = e.n_matched++;
-    if (i >= e.fault.from && i - e.fault.from < e.fault.count) met.add(e.fault);
+    if (i >= e.fault.first && i - e.fault.first < e.fault.count) met.add(e.fault);
   }
   return met;
 }

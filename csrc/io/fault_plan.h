@@ -41,11 +41,14 @@ struct Fault {
     kShiftClock,    ///< now() says `seconds` more
   };
 
-  /// How it ends. Without power, all calls but the one that it happened in fail with EIO, and what
-  /// was not synced may be gone (io/unsynced.h), if that is kept (FaultyStorage::keep_unsynced).
+  static constexpr int kNumActions = 9;
+
+  /// How it ends. Without power all calls fail with EIO, the one that it happened in included, and
+  /// what was not synced may be gone (io/unsynced.h), if that is kept
+  /// (FaultyStorage::keep_unsynced).
   enum class End {
     kKill,           ///< SIGKILL for this process: what was written is there
-    kPowerLoss,      ///< of the disk; the process goes on, and this call too throws EIO
+    kPowerLoss,      ///< of the disk; the process goes on
     kPowerLossKill,  ///< both
   };
 
@@ -54,7 +57,7 @@ struct Fault {
 
   Op op = Op::kAny;
   Action action = Action::kFail;
-  uint64_t from = 0;   ///< the first one concerned; 0 is the next operation that matches
+  uint64_t first = 0;  ///< the first one concerned; 0 is the next operation that matches
   uint64_t count = 1;  ///< of matching operations
   std::string path;    ///< must be part of the operation's path
   int errno_value = EIO;

@@ -24,7 +24,7 @@ MAY_INCLUDE = {
 PUBLIC = {"grebe.h"}
 # The bindings see the public boundary; the files of single operations, for tests and benchmarks, also what is behind it.
 BINDINGS = {"grebe.h", "bindings.h", "text/", "sampling/"}
-OPS_BINDINGS = {"grebe.h", "bindings.h", "backend_ops.h", "backend/", "core/", "model/"}
+OPS_BINDINGS = {"grebe.h", "bindings.h", "backend_ops.h", "backend/", "core/", "io/", "model/"}
 # Python module -> what it must not import.
 FORBIDDEN = {
     "errors": {"grebe"},
