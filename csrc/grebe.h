@@ -35,7 +35,20 @@ struct LoadOptions {
   int prefill_chunk = 512;  ///< tokens of one prefill step, 1..4096; scratch grows with it
 };
 
+class KvCache;
+struct RowsLost;
 class Session;
+class Storage;
+
+/// A KV cache in a directory; see session/kv_cache.h.
+struct CacheOptions {
+  std::string path;                            ///< made when it is not there
+  uint64_t budget_bytes = uint64_t{32} << 30;  ///< of the directory
+  uint64_t ram_bytes = uint64_t{1} << 30;      ///< of what could be read back or computed again
+  uint64_t daily_write_bytes = 0;              ///< 0: no limit
+  bool read_only = false;
+  std::shared_ptr<Storage> storage;  ///< null: the file system; for tests
+};
 
 /// One session's part of a step: tokens to append, and which logits to produce.
 struct StepInput {
@@ -75,8 +88,13 @@ class Model : public std::enable_shared_from_this<Model> {
   /// "kernel<TAB>barrier (0 or 1)<TAB>bytes of weights and rows that it reads".
   std::string trace() const;
 
-  /// n_ctx 0: config().max_context. Memory is taken as the session grows.
-  std::shared_ptr<Session> session(int64_t n_ctx);
+  /// n_ctx 0: config().max_context. Memory is taken as the session grows. With a cache (of this
+  /// model) it continues from what is known of its tokens, and adds to it.
+  std::shared_ptr<Session> session(int64_t n_ctx, const std::shared_ptr<KvCache>& cache = nullptr);
+  /// Throws IoError, FormatError; InvalidArgument for an option out of range.
+  std::shared_ptr<KvCache> open_cache(const CacheOptions& options);
+  /// Makes a cache let go of what it holds in RAM beyond so many bytes.
+  void trim_cache(KvCache& cache, uint64_t ram_bytes);
   /// The inverse of Session::snapshot. Throws FormatError (damaged), InvalidArgument (another
   /// model, naming both fingerprints).
   std::shared_ptr<Session> restore(std::span<const uint8_t> snapshot);
@@ -96,6 +114,8 @@ class Model : public std::enable_shared_from_this<Model> {
   /// step() for sessions that the caller holds.
   void run_step(
       std::span<const StepInput> inputs, std::vector<float>& logits, const Progress& progress = {});
+  void try_step(
+      std::span<const StepInput> inputs, std::vector<float>& logits, const Progress& progress);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
@@ -109,7 +129,17 @@ class Session : public std::enable_shared_from_this<Session> {
   /// returns how many were computed. Leaves next-token logits. On ContextOverflow and
   /// InvalidArgument the session is unchanged; on any other error, Cancelled included, it covers a
   /// prefix of `tokens` and has logits only if that is where a chunk ended with them.
-  int64_t prefill(std::span<const int32_t> tokens, const Progress& progress = {});
+  /// With a cache the longest prefix that it knows counts as common; `marks` are positions that a
+  /// later prompt may come back to (ends of messages): each is kept, rounded down to a multiple of
+  /// 128.
+  int64_t prefill(
+      std::span<const int32_t> tokens,
+      const Progress& progress = {},
+      std::span<const int64_t> marks = {});
+  /// Tells the cache that a turn is complete and the session may rest here or go on elsewhere.
+  void end_turn();
+  /// The cache that it was made with, or null.
+  std::shared_ptr<KvCache> cache() const;
   /// Appends one token; logits() is then for the next one. On error the session is as before.
   void decode(int32_t token);
   /// Appends tokens; f32[n, vocab], row i for the position after tokens[i]. On InvalidArgument,
@@ -147,7 +177,8 @@ class Session : public std::enable_shared_from_this<Session> {
   friend class Model;
   Session();
   void append(std::span<const int32_t> tokens, std::vector<float>* all, const Progress& progress);
-  void go_back(int64_t target);
+  void reach(std::span<const int32_t> goal, int64_t n_common, int64_t limit);
+  void recover(const RowsLost& lost);
   std::unique_ptr<Impl> impl_;
 };
 

@@ -31,6 +31,7 @@ void bind_errors(nb::module_& m);
 void bind_inspect(nb::module_& m);
 void bind_model(nb::module_& m);
 void bind_session(nb::module_& m);
+void bind_cache(nb::module_& m);
 void bind_ops(nb::module_& m);
 void bind_storage_ops(nb::module_& m);
 void bind_backend_ops(nb::module_& m);

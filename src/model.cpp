@@ -4,6 +4,8 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
+#include "io/storage.h"
+#include "session/kv_cache.h"
 
 namespace grebe::bind {
 namespace {
@@ -144,12 +146,48 @@ void bind_model(nb::module_& m) {
           "None when the file has no tokenizer.")
       .def(
           "session",
-          [](Model& model, int64_t n_ctx) {
+          [](Model& model, int64_t n_ctx, std::shared_ptr<KvCache> cache) {
             const WithoutGil release;
-            return BoundSession{model.session(n_ctx)};
+            return BoundSession{model.session(n_ctx, cache)};
           },
           "n_ctx"_a,
+          "cache"_a.none() = nb::none(),
           "A new session; n_ctx 0 means the model's maximum.")
+      .def(
+          "open_cache",
+          [](Model& model,
+             nb::object path,
+             uint64_t budget_bytes,
+             uint64_t ram_bytes,
+             uint64_t daily_write_bytes,
+             bool read_only,
+             std::shared_ptr<Storage> storage) {
+            const CacheOptions options{
+                to_path(path), budget_bytes, ram_bytes, daily_write_bytes, read_only, storage};
+            const WithoutGil release;
+            return model.open_cache(options);
+          },
+          "path"_a,
+          nb::kw_only(),
+          "budget_bytes"_a,
+          "ram_bytes"_a,
+          "daily_write_bytes"_a,
+          "read_only"_a,
+          "storage"_a.none() = nb::none(),
+          nb::sig(
+              "def open_cache(self, path: str | os.PathLike[str], *, budget_bytes: int, "
+              "ram_bytes: int, daily_write_bytes: int, read_only: bool, "
+              "storage: Storage | None = None) -> KvCache"),
+          "A KV cache in a directory. storage: for tests.")
+      .def(
+          "trim_cache",
+          [](Model& model, KvCache& cache, uint64_t ram_bytes) {
+            const WithoutGil release;
+            model.trim_cache(cache, ram_bytes);
+          },
+          "cache"_a,
+          "ram_bytes"_a,
+          "Lets go of what the cache holds in RAM beyond so many bytes.")
       .def(
           "restore",
           &restore,

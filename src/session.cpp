@@ -13,12 +13,16 @@ namespace {
 using namespace nb::literals;
 
 int64_t prefill(
-    BoundSession& self, nb::object tokens, nb::object on_progress, nb::object between_layers) {
+    BoundSession& self,
+    nb::object tokens,
+    nb::object on_progress,
+    nb::object between_layers,
+    const std::vector<int64_t>& marks) {
   const std::vector<int32_t> ids = to_tokens(tokens, self.vocab_size());
   const Use use(self, true);
   return compute(
       on_progress,
-      [&](const Progress& progress) { return self.engine->prefill(ids, progress); },
+      [&](const Progress& progress) { return self.engine->prefill(ids, progress, marks); },
       between_layers);
 }
 
@@ -102,10 +106,12 @@ void bind_session(nb::module_& m) {
           "tokens"_a.none(),
           "on_progress"_a = nb::none(),
           "between_layers"_a = nb::none(),
+          "marks"_a = std::vector<int64_t>(),
           nb::sig(
               "def prefill(self, tokens: typing.Any, "
               "on_progress: collections.abc.Callable[[int, int], object] | None = None, "
-              "between_layers: collections.abc.Callable[[], object] | None = None) -> int"),
+              "between_layers: collections.abc.Callable[[], object] | None = None, "
+              "marks: collections.abc.Sequence[int] = []) -> int"),
           "Makes the state cover exactly tokens; returns how many were computed.")
       .def(
           "decode",
@@ -133,6 +139,14 @@ void bind_session(nb::module_& m) {
               "def rewind(self, pos: int, "
               "on_progress: collections.abc.Callable[[int, int], object] | None = None) -> int"),
           "Goes back to pos tokens; returns the number of tokens replayed.")
+      .def(
+          "end_turn",
+          [](BoundSession& self) {
+            const Use use(self);
+            const WithoutGil release;
+            self.engine->end_turn();
+          },
+          "Tells the cache that a turn is complete.")
       .def("fork", &fork, "A copy that shares all history.")
       .def("snapshot", &snapshot, "Everything needed to go on in another process.")
       .def_prop_ro(

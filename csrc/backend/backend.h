@@ -119,6 +119,10 @@ class Backend {
   virtual void release(void* memory, uint64_t bytes) noexcept = 0;
   virtual uint64_t scratch_bytes() const = 0;
 
+  /// Whether an op has run when its call returns: then the step may look at what the index chose
+  /// and fetch rows from disk before attention.
+  virtual bool runs_ops_at_once() const { return false; }
+
   // A step is recorded between begin() and commit(); wait() returns when it has run, or throws
   // BackendError. When `interrupted` says so, flush() or wait() stops the step and throws
   // Cancelled; what it wrote is then undefined.

@@ -77,7 +77,7 @@ Forward::Forward(
     const ModelConfig& config,
     const ModelWeights& weights,
     const KvLayout& layout)
-    : backend_(backend), config_(config), weights_(weights), layout_(layout) {
+    : backend_(backend), config_(config), weights_(weights), layout_(layout), staging_(backend) {
   const ModelConfig& c = config;
   const auto hc = [&](const HyperWeights& w, const Vec& norm) {
     return Backend::HcPre{
@@ -415,6 +415,7 @@ void Forward::attention_layer(const Step& step, int32_t i) {
   }
 
   std::vector<AttentionTask> tasks;
+  staging_.begin_layer();
   for (const Step::Part& p : step.parts) {
     AttentionTask task;
     task.segment = p.segment;
@@ -426,6 +427,9 @@ void Forward::attention_layer(const Step& step, int32_t i) {
     if (ratio == 4 && p.select)
       task.selected = s.selected.as<int32_t>() + p.segment.row * c.index_top_k;
     task.top_k = c.index_top_k;
+    if (ratio == 4 && p.kv->paged()) {
+      staging_.stage(task, *p.kv, layout_.layers[i].k, const_cast<int32_t*>(task.selected));
+    }
     tasks.push_back(task);
   }
   backend_.attention(tasks, layout_.kv, s.q, rope, t.sinks, c.n_heads, c.window_size);

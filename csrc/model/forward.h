@@ -13,6 +13,7 @@
 
 #include "backend/backend.h"
 #include "model/config.h"
+#include "model/row_staging.h"
 #include "model/weights.h"
 #include "session/kv_state.h"
 
@@ -43,7 +44,7 @@ class Forward {
   /// Takes the last run's window rows and pooling state over into input i's session.
   void accept(std::span<const ForwardInput> inputs);
 
-  uint64_t scratch_bytes() const { return scratch_bytes_; }
+  uint64_t scratch_bytes() const { return scratch_bytes_ + staging_.bytes(); }
 
  private:
   struct LayerTables {  // small vectors in device memory
@@ -78,6 +79,7 @@ class Forward {
   std::vector<DeviceMemory> uploads_;
   std::vector<float> frequencies_[2];  // plain, compressed
   std::shared_ptr<Scratch> scratch_;
+  RowStaging staging_;
   uint64_t scratch_bytes_ = 0;
   struct Expected {  // an input of the step recorded ahead
     uint64_t stamp;

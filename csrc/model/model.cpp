@@ -37,6 +37,10 @@ void Model::Impl::require_own_process() const {
       "load it again here");
 }
 
+// Raised when a change of the engine changes the numbers that it computes: what older versions have
+// stored is then not found any more.
+constexpr int kNumericsEpoch = 1;
+
 Model::Model() : impl_(std::make_unique<Impl>()) {}
 Model::~Model() {
   // A forked child cannot end what the parent's threads and devices hold.
@@ -98,7 +102,32 @@ std::string Model::trace() const {
 
 uint64_t Model::scratch_bytes() const { return impl_->scratch_bytes; }
 
-std::shared_ptr<Session> Model::session(int64_t n_ctx) {
+RootInfo Model::Impl::root() const {
+  RootInfo root;
+  root.fingerprint = fingerprint;
+  root.name = config.name;
+  root.numerics = options.backend + " " + options.kernels + " " + options.kv_rounding + " " +
+                  std::to_string(kNumericsEpoch);
+  const std::string text = "grebe kv 1\n" + root.fingerprint + "\n" + root.numerics;
+  root.id = Blake3().update(text.data(), text.size()).finish();
+  return root;
+}
+
+std::shared_ptr<KvCache> Model::open_cache(const CacheOptions& o) {
+  impl_->require_own_process();
+  KvCache::Options options;
+  options.store = {o.path, o.budget_bytes, o.daily_write_bytes, o.read_only, o.storage};
+  options.ram_bytes = o.ram_bytes;
+  return std::make_shared<KvCache>(
+      shared_from_this(), *impl_->backend, *impl_->layout, impl_->root(), options);
+}
+
+void Model::trim_cache(KvCache& cache, uint64_t ram_bytes) {
+  std::lock_guard lock(impl_->mutex);
+  cache.trim(ram_bytes);
+}
+
+std::shared_ptr<Session> Model::session(int64_t n_ctx, const std::shared_ptr<KvCache>& cache) {
   const int64_t limit = impl_->config.max_context;
   if (n_ctx < 0 || n_ctx > limit) {
     throw InvalidArgument(
@@ -108,6 +137,13 @@ std::shared_ptr<Session> Model::session(int64_t n_ctx) {
   std::shared_ptr<Session> s(new Session());
   s->impl_ = std::make_unique<Session::Impl>(
       shared_from_this(), n_ctx ? n_ctx : limit, KvState(*impl_->backend, *impl_->layout));
+  if (cache) {
+    if (cache->root() != impl_->root().id) {
+      throw InvalidArgument("the cache was opened by another model; use one of model.open_cache()");
+    }
+    s->impl_->cache = std::make_unique<SessionCache>(cache);
+    s->impl_->kv.set_pager(cache->pager());
+  }
   return s;
 }
 
@@ -148,14 +184,18 @@ int64_t rows_of(const StepInput& in) {
   }
 }
 
-// Positions in (begin, end] that get a checkpoint: the last few multiples of 128, and every eighth
-// before them.
-std::vector<int64_t> checkpoint_positions(int64_t begin, int64_t end) {
+// Positions in (begin, end] that get a checkpoint: the last few multiples of 128, every eighth
+// before them, and the marks.
+std::vector<int64_t> checkpoint_positions(
+    int64_t begin, int64_t end, std::span<const int64_t> marks) {
   std::vector<int64_t> out;
   const int64_t recent = end - kCheckpointsPerStep * kCheckpointTokens;
   for (int64_t pos = begin / kCheckpointTokens * kCheckpointTokens + kCheckpointTokens; pos <= end;
        pos += kCheckpointTokens) {
-    if (pos > recent || pos % (8 * kCheckpointTokens) == 0) out.push_back(pos);
+    if (pos > recent || pos % (8 * kCheckpointTokens) == 0 ||
+        std::find(marks.begin(), marks.end(), pos) != marks.end()) {
+      out.push_back(pos);
+    }
   }
   return out;
 }
@@ -176,6 +216,21 @@ Backend::Interrupted interruption(const Progress& progress) {
 
 void Model::run_step(
     std::span<const StepInput> inputs, std::vector<float>& logits, const Progress& progress) {
+  for (;;) {
+    try {
+      return try_step(inputs, logits, progress);
+    } catch (const RowsLost& lost) {
+      const auto at = std::find_if(inputs.begin(), inputs.end(), [&](const StepInput& in) {
+        return &in.session->impl_->kv == lost.kv;
+      });
+      GREBE_ASSERT(at != inputs.end());
+      at->session->recover(lost);
+    }
+  }
+}
+
+void Model::try_step(
+    std::span<const StepInput> inputs, std::vector<float>& logits, const Progress& progress) {
   impl_->require_own_process();
   int64_t n_rows = 0, n_logits = 0;
   for (const StepInput& in : inputs) {
@@ -189,6 +244,7 @@ void Model::run_step(
   }
 
   // Everything that can fail for want of memory comes before the step; afterwards only moves.
+  std::lock_guard lock(impl_->mutex);
   std::vector<ForwardInput> forward;
   std::vector<std::vector<std::shared_ptr<Checkpoint>>> checkpoints(inputs.size());
   const int64_t vocab = impl_->config.vocab_size;
@@ -197,19 +253,20 @@ void Model::run_step(
     const StepInput& in = inputs[i];
     Session::Impl& s = *in.session->impl_;
     const int64_t n = static_cast<int64_t>(in.tokens.size());
+    if (s.cache) s.cache->cache()->trim();
     s.kv.reserve(n);
     s.tokens.reserve(n);
-    for (int64_t pos : checkpoint_positions(s.kv.pos(), s.kv.pos() + n)) {
+    for (int64_t pos : checkpoint_positions(s.kv.pos(), s.kv.pos() + n, s.marks)) {
       checkpoints[i].push_back(s.kv.new_checkpoint(pos));
     }
     s.kv.reserve_checkpoints(checkpoints[i].size());
     if (rows_of(in) > 0) last[i].resize(vocab);
     forward.push_back({&s.kv, in.tokens, checkpoints[i], rows_of(in)});
   }
+  for (const ForwardInput& in : forward) in.kv->refresh_rows();
   const size_t before = logits.size();
   logits.resize(before + n_logits * vocab);
   try {
-    std::lock_guard lock(impl_->mutex);
     impl_->forward->run(forward, logits.data() + before, interruption(progress));
     impl_->forward->accept(forward);
     impl_->scratch_bytes = impl_->forward->scratch_bytes() + impl_->backend->scratch_bytes();
@@ -221,10 +278,16 @@ void Model::run_step(
   for (size_t i = 0; i < inputs.size(); i++) {
     Session::Impl& s = *inputs[i].session->impl_;
     s.tokens.append(inputs[i].tokens);
-    for (auto& checkpoint : checkpoints[i]) s.kv.add_checkpoint(std::move(checkpoint));
+    for (const auto& checkpoint : checkpoints[i]) s.kv.add_checkpoint(checkpoint);
     next += forward[i].n_logits * vocab;
     if (forward[i].n_logits > 0) std::copy(next - vocab, next, last[i].begin());
     s.logits = std::move(last[i]);
+    if (!s.cache) continue;
+    try {
+      s.cache->appended(s.kv, s.tokens.view(), checkpoints[i], s.marks);
+    } catch (
+        const std::exception&) {  // no memory: these blocks are offered again with the next step
+    }
   }
 }
 

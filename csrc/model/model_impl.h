@@ -10,6 +10,7 @@
 #include "grebe.h"
 #include "model/forward.h"
 #include "session/kv_state.h"
+#include "session/session_cache.h"
 #include "session/token_log.h"
 
 namespace grebe {
@@ -29,6 +30,8 @@ struct Model::Impl {
   std::atomic<uint64_t> scratch_bytes{0};
 
   void require_own_process() const;
+  /// What stands for this model and the way it computes, in a cache.
+  RootInfo root() const;
 };
 
 /// Holds a session for one call.
@@ -53,6 +56,9 @@ struct Session::Impl {
   KvState kv;
   TokenLog tokens;                        // what kv covers
   std::vector<float> logits;              // of the last token; empty when not computed
+  std::unique_ptr<SessionCache> cache;    // null: none
+  std::vector<int64_t> marks;             // of the prompt that is being read
+  bool recovering = false;                // rows that the disk lost
   mutable std::atomic<bool> busy{false};  // a caller is using the session
 
   Impl(std::shared_ptr<Model> m, int64_t n_ctx, KvState kv)

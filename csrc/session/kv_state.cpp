@@ -7,67 +7,18 @@
 
 #include "core/error.h"
 #include "core/shared.h"
+#include "session/row_pager.h"
 
 namespace grebe {
-
-KvLayout::KvLayout(const ModelConfig& c, bool rounding, bool exact) {
-  kv.head_dim = c.head_dim;
-  kv.rope_dim = c.rope_dim;
-  kv.kind = !rounding ? KvRowFormat::Kind::kF32
-            : exact   ? KvRowFormat::Kind::kPackedF32
-                      : KvRowFormat::Kind::kPackedBf16;
-  index.packed = rounding;
-  index.dim = c.index_head_dim;
-  window_size = c.window_size;
-  for (int32_t i = 0; i < c.n_layers; i++) {
-    Layer l;
-    l.ratio = c.compress_ratios[i];
-    l.ring_offset = ring_bytes;
-    ring_bytes += window_size * kv.row_bytes();
-    if (l.ratio != 0) {
-      const int64_t rows = kBlockTokens / l.ratio;
-      l.kv_offset = block_bytes;
-      block_bytes += rows * kv.row_bytes();
-      l.pool = {l.ratio, c.head_dim};
-      l.pool_offset = pool_floats;
-      pool_floats += l.pool.n_floats();
-    }
-    if (l.ratio == 4) {
-      l.index_offset = block_bytes;
-      block_bytes += (kBlockTokens / l.ratio * index.row_bytes() + 7) / 8 * 8;
-      l.index_pool = {l.ratio, c.index_head_dim};
-      l.index_pool_offset = pool_floats;
-      pool_floats += l.index_pool.n_floats();
-    }
-    layers.push_back(l);
-  }
-}
-
-namespace {
-
-void clear_pools(const KvLayout& layout, float* pools) {
-  const auto clear = [&](int64_t offset, const PoolShape& shape) {
-    for (float* part = pools + offset; part < pools + offset + shape.n_floats();
-         part += 3 * shape.dim) {
-      std::fill_n(part, shape.dim, -INFINITY);
-      std::fill_n(part + shape.dim, 2 * shape.dim, 0.f);
-    }
-  };
-  for (const KvLayout::Layer& l : layout.layers) {
-    if (l.ratio != 0) clear(l.pool_offset, l.pool);
-    if (l.ratio == 4) clear(l.index_pool_offset, l.index_pool);
-  }
-}
-
-}  // namespace
 
 KvState::KvState(Backend& backend, const KvLayout& layout)
     : backend_(&backend),
       layout_(&layout),
       table_(std::make_shared<BlockTable>()),
       ring_(backend, layout.ring_bytes, "the KV window"),
-      pools_(backend, layout.pool_bytes(), "the compressor state") {
-  clear_pools(layout, pools());
+      pools_(backend, layout.pool_bytes(), "the compressor state"),
+      last_rows_(layout.layers_4.size()) {
+  layout.clear_pools(pools());
 }
 
 uint64_t KvState::next_stamp() {
@@ -81,12 +32,17 @@ KvState KvState::fork() const {
   std::memcpy(copy.pools_.data(), pools_.data(), pools_.bytes());
   copy.pos_ = pos_;
   copy.table_ = table_;
+  copy.pager_ = pager_;
   copy.checkpoints_ = checkpoints_;
   return copy;
 }
 
 uint64_t KvState::n_bytes() const {
-  return ring_.bytes() + pools_.bytes() + table_->blocks.size() * layout_->block_bytes;
+  uint64_t bytes = ring_.bytes() + pools_.bytes();
+  for (const uint8_t* rows : table_->rows) {
+    bytes += layout_->keys_bytes + (rows ? layout_->rows_bytes : 0);
+  }
+  return bytes;
 }
 
 uint64_t KvState::checkpoint_bytes() const {
@@ -97,36 +53,99 @@ void KvState::own_table() {
   if (!sole_owner(table_)) table_ = std::make_shared<BlockTable>(*table_);
 }
 
+std::shared_ptr<KvBlock> KvState::copy_block(size_t i) const {
+  auto block = std::make_shared<KvBlock>();
+  if (layout_->keys_bytes > 0)
+    block->keys = DeviceMemory(*backend_, layout_->keys_bytes, "a KV block");
+  if (layout_->rows_bytes > 0)
+    block->rows = DeviceMemory(*backend_, layout_->rows_bytes, "a KV block");
+  if (i >= table_->blocks.size()) return block;
+  const KvBlock& from = *table_->blocks[i];
+  if (layout_->keys_bytes > 0)
+    std::memcpy(block->keys.data(), from.keys.data(), layout_->keys_bytes);
+  if (from.rows.data()) {
+    std::memcpy(block->rows.data(), from.rows.data(), layout_->rows_bytes);
+  } else if (from.paged) {
+    const int64_t n_tokens = pos_ - static_cast<int64_t>(i) * kBlockTokens;
+    if (!from.paged->read(n_tokens / 4, block->rows.data())) {
+      RowsLost lost(static_cast<int64_t>(i), from.paged->key());
+      lost.kv = this;
+      throw lost;
+    }
+  }
+  return block;
+}
+
+void KvState::set_block(size_t i, std::shared_ptr<KvBlock> block) {
+  stamp_ = next_stamp();
+  BlockTable& t = *table_;
+  if (i == t.blocks.size()) {
+    t.blocks.emplace_back();
+    t.keys.push_back(nullptr);
+    t.rows.push_back(nullptr);
+  }
+  t.keys[i] = block->keys.data();
+  t.rows[i] = block->rows.data();
+  t.blocks[i] = std::move(block);
+}
+
 void KvState::reserve(int64_t n) {
-  if (layout_->block_bytes == 0) return;
+  if (layout_->block_bytes() == 0) return;
   const size_t first = pos_ / kBlockTokens, end = (pos_ + n + kBlockTokens - 1) / kBlockTokens;
   // Blocks beyond `first` can only be there after a failed step: they hold nothing, but may be
   // shared, so they go too.
   own_table();
-  const auto fresh = [&] {
-    return std::make_shared<DeviceMemory>(*backend_, layout_->block_bytes, "a KV block");
-  };
   table_->blocks.reserve(end);
-  table_->bases.reserve(end);
+  table_->keys.reserve(end);
+  table_->rows.reserve(end);
   for (size_t i = first; i < end; i++) {
     if (i < table_->blocks.size() && sole_owner(table_->blocks[i])) continue;
-    stamp_ = next_stamp();
-    std::shared_ptr<DeviceMemory> block = fresh();
-    if (i < table_->blocks.size()) {
-      std::memcpy(block->data(), table_->blocks[i]->data(), layout_->block_bytes);
-      table_->bases[i] = block->data();
-      table_->blocks[i] = std::move(block);
-    } else {
-      table_->bases.push_back(block->data());
-      table_->blocks.push_back(std::move(block));
-    }
+    set_block(i, copy_block(i));
   }
+}
+
+void KvState::refresh_rows() {
+  paged_ = false;
+  if (layout_->rows_bytes == 0) return;
+  for (size_t i = 0; i < table_->blocks.size(); i++) {
+    uint8_t* const rows = table_->blocks[i]->rows.data();
+    if (table_->rows[i] != rows) {
+      table_->rows[i] = rows;
+      stamp_ = next_stamp();
+    }
+    paged_ |= !rows;
+  }
+}
+
+void KvState::share_block(size_t i, std::shared_ptr<KvBlock> block) {
+  own_table();
+  set_block(i, std::move(block));
+}
+
+void KvState::adopt(
+    std::vector<std::shared_ptr<KvBlock>> blocks,
+    const std::shared_ptr<const Checkpoint>& checkpoint) {
+  auto table = std::make_shared<BlockTable>();
+  for (const auto& block : blocks) {
+    table->keys.push_back(block->keys.data());
+    table->rows.push_back(nullptr);  // until refresh_rows()
+  }
+  table->blocks = std::move(blocks);
+  std::vector<std::shared_ptr<const Checkpoint>> checkpoints;
+  checkpoints.reserve(kMaxCheckpoints + 1);
+  checkpoints.push_back(checkpoint);
+  table_ = std::move(table);
+  checkpoints_ = std::move(checkpoints);
+  stamp_ = next_stamp();
+  pos_ = checkpoint->pos;
+  std::memcpy(ring_.data(), checkpoint->ring.data(), ring_.bytes());
+  std::memcpy(pools_.data(), checkpoint->pools.data(), pools_.bytes());
 }
 
 RowStream KvState::kv_rows(int32_t i_layer) const {
   const KvLayout::Layer& l = layout_->layers[i_layer];
   return {
-      table_->bases.data(),
+      (l.ratio == 4 ? table_->rows : table_->keys).data(),
       l.kv_offset,
       l.ratio ? kBlockTokens / l.ratio : 1,
       layout_->kv.row_bytes()};
@@ -134,7 +153,7 @@ RowStream KvState::kv_rows(int32_t i_layer) const {
 
 RowStream KvState::index_rows(int32_t i_layer) const {
   const KvLayout::Layer& l = layout_->layers[i_layer];
-  return {table_->bases.data(), l.index_offset, kBlockTokens / 4, layout_->index.row_bytes()};
+  return {table_->keys.data(), l.index_offset, kBlockTokens / 4, layout_->index.row_bytes()};
 }
 
 void KvState::copy_window(
@@ -208,7 +227,8 @@ void KvState::truncate(int64_t pos) {
   if (blocks < table_->blocks.size()) {
     own_table();
     table_->blocks.resize(blocks);
-    table_->bases.resize(blocks);
+    table_->keys.resize(blocks);
+    table_->rows.resize(blocks);
   }
   while (!checkpoints_.empty() && checkpoints_.back()->pos > pos) checkpoints_.pop_back();
   pos_ = pos;
@@ -218,7 +238,7 @@ void KvState::restore(const std::shared_ptr<const Checkpoint>& checkpoint) {
   if (!checkpoint) {
     truncate(0);
     std::memset(ring_.data(), 0, ring_.bytes());  // snapshots of equal states are equal
-    clear_pools(*layout_, pools());
+    layout_->clear_pools(pools());
     return;
   }
   GREBE_ASSERT(checkpoint->pos <= pos_);

@@ -12,66 +12,26 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "model/config.h"
+#include "session/device_memory.h"
+#include "session/kv_layout.h"
 
 namespace grebe {
 
-constexpr int32_t kBlockTokens =
-    512;  // a multiple of both compression ratios: a full block never changes again
-constexpr int32_t kCheckpointTokens =
-    128;  // checkpoints lie at multiples of this: ratio-128 pooling is empty there
+class PagedRows;
+class RowPager;
+
 constexpr int64_t kCheckpointsPerStep = 4;  // at every aligned position of that many at the end
 constexpr size_t kMaxCheckpoints = 12;      // about 3.7 MB each on Flash
 
-/// Where everything lies, computed once per model. Offsets in bytes.
-struct KvLayout {
-  struct Layer {
-    int32_t ratio = 0;
-    int64_t kv_offset = 0, index_offset = 0;         // in a block
-    int64_t ring_offset = 0;                         // in the ring memory
-    int64_t pool_offset = 0, index_pool_offset = 0;  // in the pool memory, in floats
-    PoolShape pool, index_pool;
-  };
-  KvRowFormat kv;
-  IndexRowFormat index;
-  int32_t window_size = 0;
-  std::vector<Layer> layers;
-  int64_t block_bytes = 0;
-  int64_t ring_bytes = 0;
-  int64_t pool_floats = 0;
-
-  KvLayout(const ModelConfig& config, bool rounding, bool exact);
-  uint64_t pool_bytes() const { return sizeof(float) * pool_floats; }
-};
-
-/// Memory of a backend, released on destruction.
-class DeviceMemory {
- public:
-  DeviceMemory() = default;
-  DeviceMemory(Backend& backend, uint64_t bytes, const char* what)
-      : backend_(&backend), data_(backend.allocate(bytes, what)), bytes_(bytes) {}
-  ~DeviceMemory() {
-    if (data_) backend_->release(data_, bytes_);
-  }
-  DeviceMemory(DeviceMemory&& o) noexcept { *this = std::move(o); }
-  DeviceMemory& operator=(DeviceMemory&& o) noexcept {
-    std::swap(backend_, o.backend_);
-    std::swap(data_, o.data_);
-    std::swap(bytes_, o.bytes_);
-    return *this;
-  }
-
-  uint8_t* data() const { return static_cast<uint8_t*>(data_); }
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  uint64_t bytes() const { return bytes_; }
-
- private:
-  Backend* backend_ = nullptr;
-  void* data_ = nullptr;
-  uint64_t bytes_ = 0;
+/// What 512 tokens leave behind. A full one never changes again and may be shared by any number of
+/// sessions.
+struct KvBlock {
+  DeviceMemory keys;
+  DeviceMemory rows;                 ///< none while they are on disk only
+  std::shared_ptr<PagedRows> paged;  ///< rows on disk; null: not there
+  /// Its rows stay in memory: they had to be computed again since the disk lost them.
+  bool pinned = false;
+  int n_readers = 0;  ///< that want its rows to stay; under the cache's mutex
 };
 
 /// Window rows and pooling triples after `pos` tokens. Immutable once made; shared by forks.
@@ -97,7 +57,24 @@ class KvState {
   KvState fork() const;
 
   /// Makes blocks for positions [pos, pos + n) exist and be this session's own. Strong guarantee.
+  /// Throws RowsLost.
   void reserve(int64_t n);
+  /// Blocks may have given up their rows since the last step: looks again where they are.
+  void refresh_rows();
+  /// Some rows of ratio 4 are on disk only: attention must gather what it needs, with the pager.
+  bool paged() const { return paged_; }
+  RowPager* pager() const { return pager_.get(); }
+  void set_pager(std::shared_ptr<RowPager> pager) { pager_ = std::move(pager); }
+  /// For each ratio-4 layer the rows that the last token chose: the next one chooses much the same.
+  std::vector<std::vector<int32_t>>& last_rows() { return last_rows_; }
+  const std::vector<std::shared_ptr<KvBlock>>& blocks() const { return table_->blocks; }
+  /// Puts an equal, full block in the place of this session's own.
+  void share_block(size_t i, std::shared_ptr<KvBlock> block);
+  /// Takes the place of this state: full blocks, one that is filled in part (or null), and the
+  /// checkpoint that lies at their end.
+  void adopt(
+      std::vector<std::shared_ptr<KvBlock>> blocks,
+      const std::shared_ptr<const Checkpoint>& checkpoint);
   RowStream kv_rows(int32_t i_layer) const;
   RowStream index_rows(int32_t i_layer) const;
   uint8_t* ring(int32_t i_layer) const {
@@ -129,10 +106,12 @@ class KvState {
 
  private:
   struct BlockTable {
-    std::vector<std::shared_ptr<DeviceMemory>> blocks;
-    std::vector<uint8_t*> bases;
+    std::vector<std::shared_ptr<KvBlock>> blocks;
+    std::vector<uint8_t*> keys, rows;  // rows: null where they are on disk only
   };
   void own_table();
+  std::shared_ptr<KvBlock> copy_block(size_t i) const;
+  void set_block(size_t i, std::shared_ptr<KvBlock> block);
   void truncate(int64_t pos);
   static uint64_t next_stamp();
 
@@ -140,10 +119,13 @@ class KvState {
   const KvLayout* layout_;
   int64_t pos_ = 0;
   uint64_t stamp_ = next_stamp();
+  bool paged_ = false;
   std::shared_ptr<BlockTable> table_;
   DeviceMemory ring_;
   DeviceMemory pools_;
   std::vector<std::shared_ptr<const Checkpoint>> checkpoints_;
+  std::shared_ptr<RowPager> pager_;
+  std::vector<std::vector<int32_t>> last_rows_;
 };
 
 }  // namespace grebe

@@ -26,7 +26,13 @@ void Session::Impl::check_room(int64_t n_tokens) const {
 }
 
 Session::Session() = default;
-Session::~Session() = default;
+Session::~Session() {
+  if (!impl_ || !impl_->cache) return;
+  try {
+    impl_->cache->turn_ended(impl_->kv, impl_->tokens.view());
+  } catch (const std::exception&) {  // no memory: an earlier anchor must do
+  }
+}
 
 const std::shared_ptr<Model>& Session::model() const { return impl_->model; }
 bool Session::has_logits() const { return !impl_->logits.empty(); }
@@ -68,16 +74,71 @@ void Session::append(
   }
 }
 
-// Brings the state back to `target` <= pos() or to the checkpoint before it.
-void Session::go_back(int64_t target) {
+// Brings the state to the furthest point, at most `limit`, that can be had without computing: where
+// it is, a checkpoint of its own, or what the cache knows of `goal`, whose first n_common tokens
+// the state covers.
+void Session::reach(std::span<const int32_t> goal, int64_t n_common, int64_t limit) {
   Impl& s = *impl_;
-  if (s.kv.pos() <= target) return;
-  s.kv.restore(s.kv.find_checkpoint(target));
-  s.tokens.truncate(s.kv.pos());
+  const bool stay = s.kv.pos() <= std::min(n_common, limit);
+  const auto checkpoint = stay ? nullptr : s.kv.find_checkpoint(std::min(n_common, limit));
+  const int64_t own = stay ? s.kv.pos() : checkpoint ? checkpoint->pos : 0;
+  if (s.cache) {
+    s.tokens.reserve(static_cast<int64_t>(goal.size()));
+    if (const auto pos = s.cache->resume(s.kv, goal, n_common, limit, own)) {
+      s.tokens.truncate(0);
+      s.tokens.append(goal.first(*pos));
+      s.logits.clear();
+      return;
+    }
+  }
+  if (stay) return;
+  s.kv.restore(checkpoint);
+  s.tokens.truncate(own);
   s.logits.clear();
+  if (s.cache) s.cache->truncate(own);
 }
 
-int64_t Session::prefill(std::span<const int32_t> tokens, const Progress& progress) {
+// The disk has lost rows that the state rests on: computes them again from the tokens. What another
+// block loses meanwhile leads back to the first token, where nothing rests on a disk.
+void Session::recover(const RowsLost& lost) {
+  Impl& s = *impl_;
+  const std::vector<int32_t> goal(s.tokens.view().begin(), s.tokens.view().end());
+  const bool again = s.recovering;
+  s.cache->cache()->forget(lost.key);
+  if (again) throw lost;
+  struct Recovering {
+    Impl& s;
+    explicit Recovering(Impl& impl) : s(impl) { set(true); }
+    ~Recovering() { set(false); }
+    void set(bool on) {
+      s.recovering = on;
+      s.cache->set_recovering(on);
+    }
+  } const recovering(s);
+  try {
+    const int64_t limit = std::min<int64_t>(lost.i_block * kBlockTokens, s.kv.pos());
+    reach(goal, static_cast<int64_t>(goal.size()), limit);
+    append(std::span(goal).subspan(pos()), nullptr, {});
+  } catch (const RowsLost&) {
+    s.kv.restore(nullptr);
+    s.tokens.truncate(0);
+    s.logits.clear();
+    s.cache->truncate(0);
+    append(goal, nullptr, {});
+  }
+}
+
+void Session::end_turn() {
+  const Use use = impl_->use();
+  if (impl_->cache) impl_->cache->turn_ended(impl_->kv, impl_->tokens.view());
+}
+
+std::shared_ptr<KvCache> Session::cache() const {
+  return impl_->cache ? impl_->cache->cache() : nullptr;
+}
+
+int64_t Session::prefill(
+    std::span<const int32_t> tokens, const Progress& progress, std::span<const int64_t> marks) {
   const Use use = impl_->use();
   const std::vector<int32_t> goal(
       tokens.begin(), tokens.end());  // the caller may pass our own tokens()
@@ -89,10 +150,23 @@ int64_t Session::prefill(std::span<const int32_t> tokens, const Progress& progre
   const int64_t common =
       std::mismatch(have.begin(), have.end(), goal.begin(), goal.end()).first - have.begin();
   if (common == size && pos() == size && has_logits()) return 0;
+  for (int64_t mark : marks) {
+    if (mark < 0 || mark > size) {
+      throw InvalidArgument(
+          "prefill: mark " + std::to_string(mark) + "; expected 0.." + std::to_string(size));
+    }
+  }
   // The last token is computed even when it is known, for its logits.
-  go_back(std::min(common, size - 1));
+  reach(goal, common, size - 1);
   const int64_t computed = size - pos();
+  Impl& s = *impl_;
+  for (int64_t mark : marks) s.marks.push_back(mark / kCheckpointTokens * kCheckpointTokens);
+  struct Unmark {
+    std::vector<int64_t>& marks;
+    ~Unmark() { marks.clear(); }
+  } const unmark{s.marks};
   append(std::span(goal).subspan(pos()), nullptr, progress);
+  if (s.cache) s.cache->turn_ended(s.kv, s.tokens.view());
   return computed;
 }
 
@@ -128,6 +202,7 @@ std::shared_ptr<Session> Session::fork() const {
   copy->impl_ = std::make_unique<Impl>(impl_->model, impl_->n_ctx, impl_->kv.fork());
   copy->impl_->tokens = impl_->tokens;
   copy->impl_->logits = impl_->logits;
+  if (impl_->cache) copy->impl_->cache = impl_->cache->fork();
   return copy;
 }
 
@@ -140,7 +215,8 @@ int64_t Session::rewind(int64_t target, const Progress& progress) {
   if (target == pos() && (target == 0 || has_logits())) return 0;
   const std::span<const int32_t> have = impl_->tokens.view().first(target);
   const std::vector<int32_t> goal(have.begin(), have.end());
-  go_back(std::max<int64_t>(target - 1, 0));  // one token at least is replayed, for its logits
+  // One token at least is replayed, for its logits.
+  reach(goal, target, std::max<int64_t>(target - 1, 0));
   const int64_t replayed = target - pos();
   append(std::span(goal).subspan(pos()), nullptr, progress);
   return replayed;

@@ -23,6 +23,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/blake3.h"
@@ -51,6 +52,8 @@ constexpr uint32_t kPageChecksumBytes = 4;
 /// data.
 uint32_t page_checksum(const Digest& id, uint32_t page, const void* data, size_t n);
 
+class SegmentFile;  // store/segment.h
+
 /// What is known of a record without reading it.
 struct RecordInfo {
   RecordKey key;
@@ -58,6 +61,12 @@ struct RecordInfo {
   Digest root;
   int64_t pos = 0;     ///< tokens that the state covers at its end
   uint64_t bytes = 0;  ///< of the payload
+};
+
+/// How often a record was of use, and when last: the clock counts records written and uses.
+struct RecordUse {
+  uint64_t hits = 0;
+  uint64_t age = 0;  ///< ticks of the clock since
 };
 
 /// A record to be written.
@@ -72,13 +81,15 @@ struct NewRecord {
 /// moved meanwhile; hold it shortly (see BlockStore::epoch).
 class RecordView {
  public:
+  RecordView() = default;
+  RecordView(std::shared_ptr<const SegmentFile> segment, uint64_t offset)
+      : segment_(std::move(segment)), offset_(offset) {}
   /// Reads payload bytes; false when the disk fails or the file is gone or short.
   bool read(uint64_t offset, void* to, size_t n) const noexcept;
+  bool valid() const { return segment_ != nullptr; }
 
  private:
-  friend class BlockStore;
-  struct Segment;
-  std::shared_ptr<Segment> segment_;
+  std::shared_ptr<const SegmentFile> segment_;
   uint64_t offset_ = 0;
 };
 
@@ -118,7 +129,14 @@ struct StoreStats {
   bool read_only = false;              ///< asked for, or since another process writes
 };
 
-enum class CommitResult { kCommitted, kFailed, kRefused, kReadOnly };
+/// What became of a record.
+enum class CommitResult {
+  kCommitted,  ///< it is on the disk, now or since before
+  kFailed,     ///< the disk, see StoreStats::last_error
+  kRefused,    ///< a budget
+  kNoParent,   ///< what it follows is not there
+  kReadOnly,
+};
 
 class BlockStore {
  public:
@@ -128,44 +146,58 @@ class BlockStore {
   /// the directory cannot be made or read, FormatError when it is something else than a store or of a
   /// version that this build does not know.
   static std::shared_ptr<BlockStore> open(const StoreOptions& options);
-  virtual ~BlockStore();
+  ~BlockStore();
+  BlockStore(const BlockStore&) = delete;
+  BlockStore& operator=(const BlockStore&) = delete;
 
-  virtual void add_root(const RootInfo& root) = 0;
-  virtual std::vector<RootInfo> roots() const = 0;
+  /// Written with the next commit.
+  void add_root(const RootInfo& root);
+  std::vector<RootInfo> roots() const;
 
-  virtual std::optional<RecordInfo> find(const RecordKey& key) = 0;
+  std::optional<RecordInfo> find(const RecordKey& key);
   /// Which of the keys exist, in one look.
-  virtual std::vector<bool> contains(std::span<const RecordKey> keys) = 0;
-  virtual std::optional<RecordView> view(const RecordKey& key) = 0;
+  std::vector<bool> contains(std::span<const RecordKey> keys);
+  std::optional<RecordView> view(const RecordKey& key);
   /// Changes when records have moved: views taken before hold files that would else be gone.
-  virtual uint64_t epoch() const = 0;
+  uint64_t epoch() const;
   /// All records, parents first.
-  virtual std::vector<RecordInfo> records() const = 0;
+  std::vector<RecordInfo> records() const;
+  /// How often and when a record was of use.
+  RecordUse use(const RecordKey& key) const;
   /// Tokens of a record, from its header in the segment, checked; nothing when it is damaged.
-  virtual std::optional<std::vector<int32_t>> tokens(const RecordKey& key) = 0;
+  std::optional<std::vector<int32_t>> tokens(const RecordKey& key);
 
   /// Writes records in order, together: data, barrier, manifest, barrier. Records that exist are
-  /// left out. All or none is committed; a parent must be committed or stand before. kRefused: a
-  /// budget; kFailed: the disk, see StoreStats::last_error.
-  virtual CommitResult commit(std::span<const NewRecord> records) = 0;
+  /// left out; a parent must be committed or stand before. Returns what became of each. When the
+  /// disk fails, none of them is committed. Throws InvalidArgument for a record that contradicts
+  /// itself.
+  std::vector<CommitResult> commit(std::span<const NewRecord> records);
   /// A record was of use: raises its value for eviction. Written with the next commit.
-  virtual void touch(std::span<const RecordKey> keys) = 0;
-  /// The record was not as written: drops it and what follows it, and counts.
-  virtual void report_damage(const RecordKey& key) = 0;
-  /// Drops a record and what follows it; a root's id drops everything of the root. Returns how many.
-  virtual uint64_t remove(const RecordKey& key) = 0;
-  virtual uint64_t remove_root(const Digest& root) = 0;
+  void touch(std::span<const RecordKey> keys);
+  /// The record was not as written: drops it and what follows it, and counts. Does no I/O: written
+  /// with the next commit.
+  void report_damage(const RecordKey& key);
+  /// Drops a record and what follows it. Returns how many.
+  uint64_t remove(const RecordKey& key);
+  /// Drops a root and everything of it. Returns how many records.
+  uint64_t remove_root(const Digest& root);
 
   /// Evicts down to the budget, compacts at most one segment, rewrites the manifest when most of it
   /// is dead. Returns whether there is more to do. Called when there is nothing to write.
-  virtual bool maintain() = 0;
-  /// Reads every record and checks every page, its chain of ids (block id = H(parent, tokens)) too;
-  /// damaged ones are dropped when this process may write. progress(bytes done, bytes to do) ends it
-  /// by returning false. Returns the damaged ones.
-  virtual std::vector<RecordInfo> verify(
-      const std::function<bool(uint64_t, uint64_t)>& progress) = 0;
-  virtual StoreStats stats() const = 0;
-  virtual const StoreOptions& options() const = 0;
+  bool maintain();
+  /// Reads every record and checks every page, its chain of ids (id = record_id(parent, tokens))
+  /// too; damaged ones are dropped when this process may write. progress(bytes done, bytes to do)
+  /// ends it by returning false. Returns the damaged ones.
+  std::vector<RecordInfo> verify(const std::function<bool(uint64_t, uint64_t)>& progress);
+  /// Gives up the right to write, for others to take; reading goes on.
+  void stop_writing();
+  StoreStats stats() const;
+  const StoreOptions& options() const;
+
+ private:
+  struct Impl;
+  explicit BlockStore(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
 };
 
 /// Names [kv-store.md]: of a block or anchor that follows `parent` with these tokens.

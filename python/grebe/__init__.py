@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import errors
 from ._engine import Tokenizer
 from ._engine import version as __version__
+from .cache import Cache, CacheStats
 from .config import ModelConfig, Sampling
 from .errors import (
     BackendError,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendError",
     "BackendUnavailableError",
+    "Cache",
+    "CacheStats",
     "CancelledError",
     "Completion",
     "ContextOverflowError",

@@ -154,6 +154,103 @@ class Sampler:
 def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What is in a GGUF file, without loading it. See grebe.inspect."""
 
+def blake3(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], cuts: Sequence[int] = []) -> bytes:
+    """The hash, 32 bytes."""
+
+def crc32c(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], crc: int = 0, portable: bool = False) -> int:
+    """The checksum."""
+
+def has_crc32c() -> bool:
+    """Whether the processor has an instruction for it."""
+
+class StorageLock:
+    """Held until it is gone."""
+
+class StorageFile:
+    """A file of a Storage; closed when it is gone."""
+
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, n: int) -> bytes: ...
+
+    def write(self, offset: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def truncate(self, size: int) -> None: ...
+
+class Storage:
+    """Files as a KV cache needs them."""
+
+    def open(self, path: object, mode: str) -> StorageFile:
+        """mode: read, read_write or create."""
+
+    def exists(self, path: object) -> bool: ...
+
+    def list(self, path: object) -> list: ...
+
+    def make_directory(self, path: object) -> None: ...
+
+    def remove(self, path: object) -> None: ...
+
+    def sync_directory(self, path: object) -> None: ...
+
+    def try_lock(self, path: object) -> StorageLock: ...
+
+    def rename(self, old: object, new: object) -> None: ...
+
+    def now(self) -> int: ...
+
+def posix_storage() -> Storage:
+    """The files of this machine."""
+
+class FaultyStorage(Storage):
+    """A Storage over another that fails and forgets as it is told."""
+
+    def __init__(self, base: Storage | None = None, seed: int = 0) -> None: ...
+
+    def add(self, op: str, action: str, *, first: int = 0, count: int | None = 1, path: str = '', errno: int = 5, n_bytes: int = 0, bit: int | None = None, seconds: float = 0.0, end: str = 'kill') -> None:
+        """
+        Plans what the operations first, first + 1, .. that match from now on meet. count None: all. See csrc/io/fault_plan.h.
+        """
+
+    def clear(self) -> None:
+        """Empties the plan."""
+
+    def keep_unsynced(self) -> None:
+        """To be called before files are opened."""
+
+    def power_loss(self) -> None: ...
+
+    @property
+    def has_power(self) -> bool: ...
+
+    def set_clock_offset(self, seconds: int) -> None: ...
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """By operation."""
+
+    @property
+    def n_fired(self) -> int:
+        """Entries of the plan met, each time."""
+
+    def log(self) -> list[tuple[str, str, int, int, str]]:
+        """(operation, path, offset, bytes, actions) of each."""
+
+class KvCache:
+    """Known states in RAM and on disk; wrapped by grebe.Cache."""
+
+    def stats(self) -> dict[str, Any]:
+        """Counters."""
+
+    def flush(self, timeout_s: float) -> bool:
+        """Waits until what is worth writing is on disk; False when it is not."""
+
+    def close(self, timeout_s: float) -> bool:
+        """Flushes, then writes no more."""
+
 class Model:
     """A loaded model; wrapped by grebe.Model."""
 
@@ -194,8 +291,14 @@ class Model:
     def tokenizer(self) -> Tokenizer | None:
         """None when the file has no tokenizer."""
 
-    def session(self, n_ctx: int) -> Session:
+    def session(self, n_ctx: int, cache: KvCache | None = None) -> Session:
         """A new session; n_ctx 0 means the model's maximum."""
+
+    def open_cache(self, path: str | os.PathLike[str], *, budget_bytes: int, ram_bytes: int, daily_write_bytes: int, read_only: bool, storage: Storage | None = None) -> KvCache:
+        """A KV cache in a directory. storage: for tests."""
+
+    def trim_cache(self, cache: KvCache, ram_bytes: int) -> None:
+        """Lets go of what the cache holds in RAM beyond so many bytes."""
 
     def restore(self, snapshot: bytes | bytearray | memoryview) -> Session:
         """The inverse of Session.snapshot."""
@@ -209,7 +312,7 @@ def to_tokens(tokens: Any, vocab_size: int) -> list[int]:
 class Session:
     """One sequence of tokens and its state; wrapped by grebe.Session."""
 
-    def prefill(self, tokens: Any, on_progress: Callable[[int, int], object] | None = None, between_layers: Callable[[], object] | None = None) -> int:
+    def prefill(self, tokens: Any, on_progress: Callable[[int, int], object] | None = None, between_layers: Callable[[], object] | None = None, marks: Sequence[int] = []) -> int:
         """Makes the state cover exactly tokens; returns how many were computed."""
 
     def decode(self, token: Any, changes: int | None = None) -> None:
@@ -222,6 +325,9 @@ class Session:
 
     def rewind(self, pos: int, on_progress: Callable[[int, int], object] | None = None) -> int:
         """Goes back to pos tokens; returns the number of tokens replayed."""
+
+    def end_turn(self) -> None:
+        """Tells the cache that a turn is complete."""
 
     def fork(self) -> Session:
         """A copy that shares all history."""

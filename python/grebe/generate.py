@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -203,6 +204,9 @@ class Generation(Iterator[Event]):
         if not self._ended and self.finish_reason is None:
             self.finish_reason = "cancelled"
             self._pieces.append(self._tail())
+        if not self._ended and self._session.cache is not None:
+            with contextlib.suppress(InvalidArgumentError):  # closed, or used by another call
+                self._session.end_turn()
         self._ended = True
 
     def _tail(self) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 
 from . import _engine
+from .cache import Cache
 from .checks import file_path, integer, shown, text
 from .config import ModelConfig, Sampling, model_config
 from .errors import InvalidArgumentError
@@ -51,6 +52,7 @@ class Model:
         self._path = path
         self._config = model_config(engine.config())
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._caches: weakref.WeakSet[Cache] = weakref.WeakSet()
 
     @classmethod
     def load(
@@ -156,16 +158,67 @@ class Model:
         """Bytes of scratch buffers held now, without weights and sessions."""
         return self._live.scratch_bytes
 
-    def session(self, n_ctx: int | None = None) -> Session:
+    def session(self, n_ctx: int | None = None, *, cache: Cache | None = None) -> Session:
         """A new, empty session.
 
         Args:
             n_ctx: how many tokens it may cover; None: as many as the model was made for. Memory is
                 taken as it grows.
+            cache: one of :meth:`open_cache`. The session continues from what is known of its
+                tokens, and adds to it.
         """
         if n_ctx is not None:
             n_ctx = integer("n_ctx", n_ctx, 1, self._config.max_context)
-        return self._adopt(self._live.session(n_ctx or 0))
+        if cache is None:
+            return self._adopt(self._live.session(n_ctx or 0))
+        if not isinstance(cache, Cache):
+            raise InvalidArgumentError(f"cache is {shown(cache)}; a grebe.Cache is expected")
+        session = self._adopt(self._live.session(n_ctx or 0, cache._live))
+        session._cache = cache
+        return session
+
+    def open_cache(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        budget_bytes: int = 32 << 30,
+        ram_bytes: int = 1 << 30,
+        daily_write_bytes: int | None = None,
+        read_only: bool = False,
+    ) -> Cache:
+        """Open or make a directory that keeps what sessions compute; see :class:`Cache`.
+
+        One directory serves any number of models, and any number of processes: one of them
+        writes, the others read what it has committed (:attr:`CacheStats.read_only`).
+
+        Args:
+            path: the directory; made with mode 0700 when it is not there.
+            budget_bytes: of all its files, at least 16 MiB. What is worth least goes first.
+            ram_bytes: of what could also be read back: states that no session uses, and rows of
+                those in use beyond their index keys.
+            daily_write_bytes: at most so much is written in a day (UTC); None: no limit.
+            read_only: never write, even when nobody else does.
+
+        Raises:
+            StorageError: the directory cannot be made or read.
+            FormatError: it holds something else, or a newer format.
+            InvalidArgumentError: an option out of range.
+        """
+        folder = file_path(path)
+        engine = self._live.open_cache(
+            folder,
+            budget_bytes=integer("budget_bytes", budget_bytes, 16 << 20, 2**62),
+            ram_bytes=integer("ram_bytes", ram_bytes, 0, 2**62),
+            daily_write_bytes=(
+                0
+                if daily_write_bytes is None
+                else integer("daily_write_bytes", daily_write_bytes, 1, 2**62)
+            ),
+            read_only=bool(read_only),
+        )
+        cache = Cache(self, engine, folder)
+        self._caches.add(cache)
+        return cache
 
     def restore(self, snapshot: bytes | bytearray | memoryview) -> Session:
         """A session from :meth:`Session.snapshot`, bit-identical to the one that was saved.
@@ -262,9 +315,14 @@ class Model:
             return await in_thread(generation, complete)
 
     def close(self) -> None:
-        """Close the model and its sessions, without waiting for running calls. Twice is fine."""
+        """Close the model, its sessions and its caches. Twice is fine.
+
+        Does not wait for running calls; caches are flushed, for ten seconds at most.
+        """
         for session in list(self._sessions):
             session.close()
+        for cache in list(self._caches):
+            cache.close()
         self._impl = None
 
     def __enter__(self) -> Model:

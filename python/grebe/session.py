@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .cache import Cache
     from .model import Model
 
     #: Token ids: a list, a tuple, or a one-dimensional integer array.
@@ -55,6 +56,7 @@ class Session:
     def __init__(self, model: Model, engine: _engine.Session) -> None:
         self._model = model
         self._impl: _engine.Session | None = engine
+        self._cache: Cache | None = None
 
     @property
     def _live(self) -> _engine.Session:
@@ -67,17 +69,30 @@ class Session:
         """The model that the session belongs to."""
         return self._model
 
+    @property
+    def cache(self) -> Cache | None:
+        """The cache that it was made with."""
+        return self._cache
+
     def prefill(
-        self, tokens: Tokens, on_progress: Callable[[int, int], object] | None = None
+        self,
+        tokens: Tokens,
+        on_progress: Callable[[int, int], object] | None = None,
+        *,
+        marks: Sequence[int] = (),
     ) -> int:
         """Make the session's state cover exactly ``tokens`` and leave next-token logits ready.
 
-        Reuses the longest common prefix with the current state and computes the rest in chunks.
+        Reuses the longest common prefix with the current state, or with what its cache knows, and
+        computes the rest in chunks.
 
         Args:
             tokens: token ids, 1 <= len(tokens) <= n_ctx.
             on_progress: called with (tokens done, tokens to do) after each chunk; what it raises
                 cancels the call.
+            marks: with a cache, positions 0..len(tokens) that other prompts may share or come back
+                to: the end of the system part, ends of messages. The end of the prompt is one by
+                itself.
 
         Returns:
             Number of tokens actually computed, for usage accounting.
@@ -90,7 +105,15 @@ class Session:
                 ``tokens``.
         """
         callback("on_progress", on_progress)
-        return self._live.prefill(tokens, on_progress)
+        places = [integer("marks", mark, 0, 2**62) for mark in marks]
+        return self._live.prefill(tokens, on_progress, marks=places)
+
+    def end_turn(self) -> None:
+        """Tell the cache that a turn is complete: the session may rest here, or be dropped.
+
+        A generation does so at its end, and :meth:`close`. Without a cache it does nothing.
+        """
+        self._live.end_turn()
 
     def decode(self, token: int) -> None:
         """Append one token; :attr:`logits` are then for the next. On error nothing changes."""
@@ -144,7 +167,9 @@ class Session:
 
     def fork(self) -> Session:
         """A second session with the same past, shared: the cost does not depend on its length."""
-        return self._model._adopt(self._live.fork())
+        copy = self._model._adopt(self._live.fork())
+        copy._cache = self._cache
+        return copy
 
     def rewind(self, pos: int, on_progress: Callable[[int, int], object] | None = None) -> int:
         """Go back to ``pos`` tokens, with the logits of that position.

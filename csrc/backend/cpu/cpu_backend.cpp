@@ -96,6 +96,7 @@ class CpuBackend final : public Backend {
 
   void map_weights(std::span<const std::span<const uint8_t>>, uint64_t) override {}
   bool takes_host_memory() const override { return true; }
+  bool runs_ops_at_once() const override { return true; }
 
   void begin(Interrupted interrupted) override {
     fault_ = nullptr;

@@ -1,0 +1,35 @@
+// What is worth keeping.
+//
+// An anchor is worth the tokens that need not be computed again when a session goes on from it,
+// times how likely that is, for the bytes that would be free without it. Blocks are worth what the
+// anchors at or below them are.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <unordered_set>
+#include <vector>
+
+#include "store/index.h"
+
+namespace grebe {
+
+/// So many ticks of the clock a record is not evicted as long as there is another: a session that
+/// writes has blocks that no anchor needs yet.
+constexpr uint64_t kProtectedTicks = 256;
+
+/// Blocks that must stay with the anchors on them: what is being written follows them.
+using PinnedBlocks = std::unordered_set<const Record*>;
+/// Adds a record's block and all that it follows.
+void pin(PinnedBlocks& pinned, const Record* block);
+
+/// Drops the records of least value until so many bytes of segments are dead, or nothing is left
+/// that may go. Returns their keys, those that follow first.
+std::vector<RecordKey> evict(Index& index, uint64_t bytes, const PinnedBlocks& pinned);
+
+/// Bytes that would go with the records of a segment: theirs, and of what follows them anywhere.
+/// None when a pinned block is among them.
+std::optional<uint64_t> cost_of_dropping(
+    const Index& index, uint32_t segment, const PinnedBlocks& pinned);
+
+}  // namespace grebe
