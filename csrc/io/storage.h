@@ -1,8 +1,8 @@
 // Files as a store needs them: appended, read anywhere, synchronised, locked.
 //
 // The real ones are those of posix_storage(). Tests put a Storage in its place that fails, tears or
-// kills at a chosen operation (io/faulty_storage.h). Every call throws IoError with the path and the
-// errno; all are safe from several threads, except that writes to one file must not overlap.
+// kills at a chosen operation (io/faulty_storage.h). Every call throws IoError with the path and
+// the errno; all are safe from several threads, except that writes to one file must not overlap.
 #pragma once
 
 #include <cstdint>
