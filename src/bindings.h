@@ -34,6 +34,7 @@ void bind_session(nb::module_& m);
 void bind_cache(nb::module_& m);
 void bind_ops(nb::module_& m);
 void bind_storage_ops(nb::module_& m);
+void bind_store(nb::module_& m);
 void bind_backend_ops(nb::module_& m);
 void bind_bench_ops(nb::module_& m);
 

@@ -77,6 +77,7 @@ NB_MODULE(_engine, m) {
   bind_sampler(m);
   grebe::bind::bind_inspect(m);
   grebe::bind::bind_storage_ops(m);
+  grebe::bind::bind_store(m);
   grebe::bind::bind_cache(m);
   grebe::bind::bind_model(m);
   grebe::bind::bind_session(m);

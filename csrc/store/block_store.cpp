@@ -42,9 +42,9 @@ void replay(Index& target, const ManifestEntry& entry, DayEntry& day) {
       target.segments[s->number];
   } else if (const RecordEntry* r = std::get_if<RecordEntry>(&entry)) {
     const Record* known = target.find(r->info.key);
-    const bool is_right = known ? known->info.parent == r->info.parent &&
-                                      known->info.bytes == r->info.bytes
-                                : target.has_parent(r->info);
+    const bool is_right =
+        known ? known->info.parent == r->info.parent && known->info.bytes == r->info.bytes
+              : target.has_parent(r->info);
     if (is_right && target.segments.contains(r->location.segment))
       target.put(r->info, r->location, r->last_use, r->hits);
   } else if (const DropEntry* d = std::get_if<DropEntry>(&entry)) {
@@ -109,11 +109,12 @@ void BlockStore::Impl::open_manifest(const std::vector<std::string>& names) {
   manifest = Manifest::open(*storage, options.path, lock != nullptr, problem);
   const std::string file = path(kManifestName);
   std::string dropped;
-  if (problem == ManifestProblem::kForeign)
-    throw FormatError(file, 0, "no manifest of a KV store");
+  if (problem == ManifestProblem::kForeign) throw FormatError(file, 0, "no manifest of a KV store");
   if (problem == ManifestProblem::kVersion)
     throw FormatError(
-        file, 8, "a KV store of another version; this build reads " + std::to_string(kStoreVersion));
+        file,
+        8,
+        "a KV store of another version; this build reads " + std::to_string(kStoreVersion));
   if (manifest) {
     index.advance_clock(manifest->header().clock);
     DayEntry last_day;
@@ -179,8 +180,8 @@ void BlockStore::Impl::start_writing(const std::vector<std::string>& names) {
   recover();
 }
 
-// Opens a segment if need be and finds its size. Returns why its records are lost, or nothing. Throws
-// IoError when the system has no descriptor left or the like: that says nothing of the file.
+// Opens a segment if need be and finds its size. Returns why its records are lost, or nothing.
+// Throws IoError when the system has no descriptor left or the like: that says nothing of the file.
 std::string BlockStore::Impl::open_segment(uint32_t number, SegmentState& segment, uint64_t& size) {
   for (int attempt = 0;; attempt++) {
     try {

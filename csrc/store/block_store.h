@@ -72,13 +72,13 @@ struct RecordUse {
 /// A record to be written.
 struct NewRecord {
   RecordInfo info;
-  std::vector<int32_t> tokens;     ///< its own ones, 0..512
-  std::vector<PageGroup> groups;   ///< at most kMaxPageGroups
-  std::vector<uint8_t> payload;    ///< pages with their checksums; info.bytes of them
+  std::vector<int32_t> tokens;    ///< its own ones, 0..512
+  std::vector<PageGroup> groups;  ///< at most kMaxPageGroups
+  std::vector<uint8_t> payload;   ///< pages with their checksums; info.bytes of them
 };
 
-/// Where a record's payload lies. Stays readable while it is held, also when the record is dropped or
-/// moved meanwhile; hold it shortly (see BlockStore::epoch).
+/// Where a record's payload lies. Stays readable while it is held, also when the record is dropped
+/// or moved meanwhile; hold it shortly (see BlockStore::epoch).
 class RecordView {
  public:
   RecordView() = default;
@@ -112,15 +112,15 @@ struct StoreOptions {
 /// Numbers since open(), and what is there now.
 struct StoreStats {
   uint64_t n_blocks = 0, n_anchors = 0, n_segments = 0, n_roots = 0;
-  uint64_t live_bytes = 0;      ///< of records that exist
-  uint64_t file_bytes = 0;      ///< of all files
-  uint64_t payload_written = 0; ///< bytes of committed records
-  uint64_t bytes_written = 0;   ///< bytes given to the disk for them: headers, manifest, compaction
+  uint64_t live_bytes = 0;       ///< of records that exist
+  uint64_t file_bytes = 0;       ///< of all files
+  uint64_t payload_written = 0;  ///< bytes of committed records
+  uint64_t bytes_written = 0;  ///< bytes given to the disk for them: headers, manifest, compaction
   uint64_t written_today = 0;
   uint64_t bytes_read = 0;
   uint64_t records_evicted = 0, records_compacted = 0, segments_removed = 0;
-  uint64_t records_damaged = 0;     ///< dropped since a page, a header or a file was not as written
-  uint64_t descendants_dropped = 0; ///< of those
+  uint64_t records_damaged = 0;  ///< dropped since a page, a header or a file was not as written
+  uint64_t descendants_dropped = 0;  ///< of those
   uint64_t write_failures = 0, read_failures = 0, sync_failures = 0;
   uint64_t refused_by_daily_budget = 0, refused_by_budget = 0;
   uint64_t dropped_at_open_bytes = 0;  ///< of the manifest, after its last good entry
@@ -143,8 +143,8 @@ class BlockStore {
   /// Opens or creates the directory. A damaged manifest is cut at its first bad entry, and the rest
   /// counted; missing or short segments drop their records. Another process that writes the same
   /// directory makes this one a reader, that sees what the other has committed. Throws IoError when
-  /// the directory cannot be made or read, FormatError when it is something else than a store or of a
-  /// version that this build does not know.
+  /// the directory cannot be made or read, FormatError when it is something else than a store or of
+  /// a version that this build does not know.
   static std::shared_ptr<BlockStore> open(const StoreOptions& options);
   ~BlockStore();
   BlockStore(const BlockStore&) = delete;

@@ -67,8 +67,7 @@ class Eviction {
   void evict_anchors() {
     std::priority_queue<Candidate> queue;
     for (Record* r : records_)
-      if (!gone_.contains(r) && r->is_anchor() && !is_protected(*r) &&
-          !pinned_.contains(r->parent))
+      if (!gone_.contains(r) && r->is_anchor() && !is_protected(*r) && !pinned_.contains(r->parent))
         queue.push({value(*r), r});
     while (freed_ < wanted_ && !queue.empty()) {
       Record* const anchor = queue.top().record;

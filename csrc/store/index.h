@@ -36,7 +36,7 @@ struct Record {
 };
 
 struct SegmentState {
-  std::shared_ptr<SegmentFile> file;  // null: not opened yet
+  std::shared_ptr<SegmentFile> file;   // null: not opened yet
   uint64_t end = kSegmentHeaderBytes;  // of what is committed
   uint64_t live = 0;                   // bytes of records that exist
 };

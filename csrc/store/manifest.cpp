@@ -207,8 +207,7 @@ uint32_t EntryList::seal(uint32_t chain) {
   return chain;
 }
 
-Manifest::Manifest(
-    std::unique_ptr<StorageFile> file, const ManifestHeader& header, uint32_t chain)
+Manifest::Manifest(std::unique_ptr<StorageFile> file, const ManifestHeader& header, uint32_t chain)
     : file_(std::move(file)), header_(header), chain_(chain) {}
 
 std::unique_ptr<Manifest> Manifest::open(

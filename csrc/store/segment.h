@@ -14,7 +14,7 @@
 
 namespace grebe {
 
-constexpr uint32_t kStoreVersion = 1;        // of manifest, segments and records
+constexpr uint32_t kStoreVersion = 1;         // of manifest, segments and records
 constexpr uint64_t kSegmentHeaderBytes = 64;  // so long is the header of a manifest, too
 constexpr uint64_t kRecordAlignment = 64;
 constexpr uint32_t kMaxRecordTokens = 512;
@@ -46,7 +46,8 @@ struct ReadCounters {
   std::atomic<uint64_t> bytes_read{0}, read_failures{0};
 };
 
-/// A segment, open; as long as somebody holds it, also when its name is gone. Reading takes no lock.
+/// A segment, open; as long as somebody holds it, also when its name is gone. Reading takes no
+/// lock.
 class SegmentFile {
  public:
   SegmentFile(
@@ -87,8 +88,8 @@ void check_record(const NewRecord& record);
 bool pages_are_sound(
     const Digest& id, const std::vector<PageGroup>& groups, const std::vector<uint8_t>& payload);
 
-/// Writes what a batch adds to the store's segments: to the one that is open, and to new ones when it
-/// is full. Nothing of it counts before commit().
+/// Writes what a batch adds to the store's segments: to the one that is open, and to new ones when
+/// it is full. Nothing of it counts before commit().
 class SegmentWriter {
  public:
   /// A segment that the batch has written to.
@@ -99,7 +100,10 @@ class SegmentWriter {
   };
 
   SegmentWriter(
-      Storage& storage, std::string directory, uint64_t limit, std::shared_ptr<ReadCounters> counters)
+      Storage& storage,
+      std::string directory,
+      uint64_t limit,
+      std::shared_ptr<ReadCounters> counters)
       : storage_(&storage),
         directory_(std::move(directory)),
         limit_(limit),

@@ -47,9 +47,8 @@ std::vector<CommitResult> BlockStore::Impl::commit(std::span<const NewRecord> re
     } else if (const auto same = earlier.find(info.key); same != earlier.end()) {
       repeated.push_back({i, same->second});
     } else if (
-        !index.has_parent(info) &&
-        !(index.roots().contains(info.root) &&
-          earlier.contains({RecordKind::kBlock, info.parent}))) {
+        !index.has_parent(info) && !(index.roots().contains(info.root) &&
+                                     earlier.contains({RecordKind::kBlock, info.parent}))) {
       results[i] = CommitResult::kNoParent;
     } else if (bytes + more > options.budget_bytes / kBudgetPart) {
       results[i] = CommitResult::kRefused;

@@ -1,5 +1,5 @@
-// The state of an open store. block_store.cpp opens it and looks things up, store_commit.cpp writes,
-// store_maintain.cpp makes room, store_verify.cpp checks.
+// The state of an open store. block_store.cpp opens it and looks things up, store_commit.cpp
+// writes, store_maintain.cpp makes room, store_verify.cpp checks.
 //
 // Two locks. io_mutex is held while files are written, and while a reader follows the manifest;
 // mutex guards what is in memory and is never held while a file is used, so that a lookup waits for

@@ -1,8 +1,8 @@
 // Making room: eviction, removal of dead segments, compaction, a new manifest.
 //
-// Evicted records leave dead bytes in their segments. A segment without live records is removed; one
-// that is mostly dead has the rest moved into the open segment first. Files end up at the budget less
-// one segment, which is the room that a compaction needs for what it moves.
+// Evicted records leave dead bytes in their segments. A segment without live records is removed;
+// one that is mostly dead has the rest moved into the open segment first. Files end up at the
+// budget less one segment, which is the room that a compaction needs for what it moves.
 #include <algorithm>
 #include <utility>
 
@@ -54,7 +54,8 @@ bool BlockStore::Impl::maintain() {
       rewrite_manifest();
       return true;
     }
-    // Sealed segments: the one that is mostly dead, else the smaller of two that are mostly missing.
+    // Sealed segments: the one that is mostly dead, else the smaller of two that are mostly
+    // missing.
     uint32_t victim = 0;
     uint64_t live = 0, most_dead = 0, least = UINT64_MAX, next = UINT64_MAX;
     uint32_t smallest = 0;
@@ -166,8 +167,7 @@ bool BlockStore::Impl::remove_dead_segments(bool open_too) {
   {
     const std::lock_guard guard(mutex);
     for (const auto& [number, segment] : index.segments)
-      if (segment.live == 0 && (open_too || number != writer.open_number()))
-        dead.push_back(number);
+      if (segment.live == 0 && (open_too || number != writer.open_number())) dead.push_back(number);
   }
   if (dead.empty()) return false;
   EntryList entries;

@@ -65,8 +65,7 @@ std::vector<RecordInfo> BlockStore::Impl::verify(
     const auto found = locate(key);
     if (!found) continue;  // evicted meanwhile
     const bool is_sound =
-        read_record(
-            *found->file, found->info, found->location, header, header_bytes, payload) &&
+        read_record(*found->file, found->info, found->location, header, header_bytes, payload) &&
         record_id(key.kind, found->info.parent, header.tokens) == key.id;
     if (!is_sound) damaged.push_back(found->info);
     done += align_record(found->location.header_bytes + found->info.bytes);

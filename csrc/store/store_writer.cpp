@@ -126,8 +126,7 @@ void StoreWriter::Impl::write(std::vector<WriteJob>& batch) {
     std::vector<NewRecord> records;
     for (const WriteJob& job : batch) records.push_back(job.encode());
     results = store->commit(records);
-    disk_failed =
-        std::find(results.begin(), results.end(), CommitResult::kFailed) != results.end();
+    disk_failed = std::find(results.begin(), results.end(), CommitResult::kFailed) != results.end();
   } catch (const std::exception&) {  // no memory: not now
   }
   {
@@ -137,8 +136,8 @@ void StoreWriter::Impl::write(std::vector<WriteJob>& batch) {
       pause = std::clamp(2 * pause, kMinPause, kMaxPause);
       paused_until = Clock::now() + pause;
       stats.paused = true;
-    } else if (std::find(results.begin(), results.end(), CommitResult::kCommitted) !=
-               results.end()) {
+    } else if (
+        std::find(results.begin(), results.end(), CommitResult::kCommitted) != results.end()) {
       pause = milliseconds(0);
       stats.paused = false;
     }

@@ -2,8 +2,8 @@
 //
 // Order is kept. The queue is bounded: a record that does not fit is refused at once, and whoever
 // offers it tries again later. When the disk fails, the writer pauses, longer each time up to a
-// minute, and what is queued then is given back as not committed. When there is nothing to write the
-// store is maintained.
+// minute, and what is queued then is given back as not committed. When there is nothing to write
+// the store is maintained.
 #pragma once
 
 #include <chrono>
@@ -22,9 +22,9 @@ namespace grebe {
 /// Work for the writer. Both functions run on its thread and must not throw.
 struct WriteJob {
   RecordKey key;
-  uint64_t bytes = 0;                        ///< of the payload, for the bound of the queue
-  std::function<NewRecord()> encode;         ///< called when its turn comes
-  std::function<void(CommitResult)> done;    ///< called once, also when the writer ends first
+  uint64_t bytes = 0;                      ///< of the payload, for the bound of the queue
+  std::function<NewRecord()> encode;       ///< called when its turn comes
+  std::function<void(CommitResult)> done;  ///< called once, also when the writer ends first
 };
 
 struct WriterStats {
