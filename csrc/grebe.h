@@ -38,6 +38,8 @@ struct LoadOptions {
 class KvCache;
 struct RowsLost;
 class Session;
+class SnapshotReader;
+class SnapshotWriter;
 class Storage;
 
 /// A KV cache in a directory; see session/kv_cache.h.
@@ -47,6 +49,13 @@ struct CacheOptions {
   uint64_t ram_bytes = uint64_t{1} << 30;      ///< of what could be read back or computed again
   uint64_t daily_write_bytes = 0;              ///< 0: no limit
   bool read_only = false;
+  std::shared_ptr<Storage> storage;  ///< null: the file system; for tests
+};
+
+/// How a saved session goes on.
+struct RestoreOptions {
+  int64_t n_ctx = 0;                 ///< 0: as it was saved
+  std::shared_ptr<KvCache> cache;    ///< of the model; takes what it does not have yet
   std::shared_ptr<Storage> storage;  ///< null: the file system; for tests
 };
 
@@ -96,8 +105,12 @@ class Model : public std::enable_shared_from_this<Model> {
   /// Makes a cache let go of what it holds in RAM beyond so many bytes.
   void trim_cache(KvCache& cache, uint64_t ram_bytes);
   /// The inverse of Session::snapshot. Throws FormatError (damaged), InvalidArgument (another
-  /// model, naming both fingerprints).
-  std::shared_ptr<Session> restore(std::span<const uint8_t> snapshot);
+  /// model, naming both fingerprints; other settings; a cache for rows computed otherwise).
+  std::shared_ptr<Session> restore(
+      std::span<const uint8_t> snapshot, const RestoreOptions& options = {});
+  /// The inverse of Session::save; throws IoError too.
+  std::shared_ptr<Session> restore_file(
+      const std::string& path, const RestoreOptions& options = {});
 
   /// Appends tokens to several sessions in one pass over the weights. All inputs together must not
   /// exceed options().prefill_chunk rows; sessions distinct. Bit-identical to stepping each alone.
@@ -111,6 +124,7 @@ class Model : public std::enable_shared_from_this<Model> {
  private:
   friend class Session;
   Model();
+  std::shared_ptr<Session> restore_from(SnapshotReader& in, const RestoreOptions& options);
   /// step() for sessions that the caller holds.
   void run_step(
       std::span<const StepInput> inputs, std::vector<float>& logits, const Progress& progress = {});
@@ -167,8 +181,12 @@ class Session : public std::enable_shared_from_this<Session> {
   /// most 128 or a share of d. Returns the number of tokens replayed. On an error in the replay the
   /// session covers a prefix of the first `pos` tokens.
   int64_t rewind(int64_t pos, const Progress& progress = {});
-  /// Everything needed to go on in another process, with the model's fingerprint and a checksum.
-  std::vector<uint8_t> snapshot() const;
+  /// Everything needed to go on in another process, with the model's fingerprint and checksums.
+  /// Rows that a cache's disk has lost are computed again; on an error therein the session covers a
+  /// prefix of its tokens.
+  std::vector<uint8_t> snapshot();
+  /// The same bytes into a file, which then holds all of them or is as before: IoError.
+  void save(const std::string& path, const std::shared_ptr<Storage>& storage = nullptr);
 
   struct Impl;
   Impl& impl() { return *impl_; }
@@ -179,6 +197,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void append(std::span<const int32_t> tokens, std::vector<float>* all, const Progress& progress);
   void reach(std::span<const int32_t> goal, int64_t n_common, int64_t limit);
   void recover(const RowsLost& lost);
+  void write(SnapshotWriter& out) const;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -39,7 +39,18 @@ nb::dict options_dict(const Model& model) {
   return d;
 }
 
-BoundSession restore(Model& model, nb::object snapshot) {
+BoundSession restore(
+    Model& model,
+    nb::object snapshot,
+    int64_t n_ctx,
+    std::shared_ptr<KvCache> cache,
+    std::shared_ptr<Storage> storage) {
+  const RestoreOptions options{n_ctx, cache, storage};
+  if (!PyObject_CheckBuffer(snapshot.ptr())) {
+    const std::string path = to_path(snapshot);
+    const WithoutGil release;
+    return {model.restore_file(path, options)};
+  }
   Py_buffer view;
   if (PyObject_GetBuffer(snapshot.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
   struct Release {
@@ -47,7 +58,8 @@ BoundSession restore(Model& model, nb::object snapshot) {
     ~Release() { PyBuffer_Release(view); }
   } guard{&view};
   const WithoutGil release;
-  return {model.restore({static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len)})};
+  return {model.restore(
+      {static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len)}, options)};
 }
 
 nb::object step(Model& model, nb::list inputs, const std::string& logits_name) {
@@ -192,8 +204,14 @@ void bind_model(nb::module_& m) {
           "restore",
           &restore,
           "snapshot"_a,
-          nb::sig("def restore(self, snapshot: bytes | bytearray | memoryview) -> Session"),
-          "The inverse of Session.snapshot.")
+          "n_ctx"_a = 0,
+          "cache"_a.none() = nb::none(),
+          "storage"_a.none() = nb::none(),
+          nb::sig(
+              "def restore(self, snapshot: bytes | bytearray | memoryview | str | "
+              "os.PathLike[str], n_ctx: int = 0, cache: KvCache | None = None, "
+              "storage: Storage | None = None) -> Session"),
+          "The inverse of Session.snapshot and of Session.save. storage: for tests.")
       .def(
           "step",
           &step,

@@ -75,6 +75,7 @@ void bind_sampler(nanobind::module_& m) {
              const std::optional<std::map<int32_t, double>>& logit_bias,
              uint64_t seed,
              int32_t top_logprobs,
+             uint64_t first_draw,
              int32_t vocab_size) {
             SamplingParams params{
                 temperature,
@@ -86,7 +87,8 @@ void bind_sampler(nanobind::module_& m) {
                 frequency_penalty,
                 {},
                 seed,
-                top_logprobs};
+                top_logprobs,
+                first_draw};
             if (logit_bias) params.logit_bias.assign(logit_bias->begin(), logit_bias->end());
             new (self) BoundSampler{Sampler(std::move(params), vocab_size), vocab_size};
           },
@@ -101,6 +103,7 @@ void bind_sampler(nanobind::module_& m) {
           "logit_bias"_a = nb::none(),
           "seed"_a = 0,
           "top_logprobs"_a = 0,
+          "first_draw"_a = 0,
           "vocab_size"_a,
           "Args:\n"
           "    temperature: >= 0; 0 is the exact argmax, the lowest id on ties.\n"
@@ -115,6 +118,7 @@ void bind_sampler(nanobind::module_& m) {
           "    logit_bias: added to the logits, by token id.\n"
           "    seed: equal seeds and logits give equal tokens on every machine.\n"
           "    top_logprobs: how many of the best tokens sample() reports, 0 to 1000.\n"
+          "    first_draw: number of the first draw in the stream of the seed.\n"
           "    vocab_size: number of logits.\n\n"
           "Raises:\n"
           "    InvalidArgumentError: names the parameter, its value and its range.")

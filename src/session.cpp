@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
+#include "io/storage.h"
 
 namespace grebe::bind {
 namespace {
@@ -78,14 +79,29 @@ BoundSession fork(BoundSession& self) {
   return {self.engine->fork()};
 }
 
+// Rows that a disk has lost are computed again; where that fails, the session covers less.
+template <class F>
+void write_out(BoundSession& self, F&& f) {
+  const Use use(self);
+  const int64_t pos = self.engine->pos();
+  try {
+    const WithoutGil release;
+    f();
+  } catch (...) {
+    self.changes += self.engine->pos() != pos;
+    throw;
+  }
+}
+
 nb::bytes snapshot(BoundSession& self) {
   std::vector<uint8_t> bytes;
-  {
-    const Use use(self);
-    const WithoutGil release;
-    bytes = self.engine->snapshot();
-  }
+  write_out(self, [&] { bytes = self.engine->snapshot(); });
   return nb::bytes(bytes.data(), bytes.size());
+}
+
+void save(BoundSession& self, nb::object path_object, std::shared_ptr<Storage> storage) {
+  const std::string path = to_path(path_object);
+  write_out(self, [&] { self.engine->save(path, storage); });
 }
 
 }  // namespace
@@ -149,6 +165,15 @@ void bind_session(nb::module_& m) {
           "Tells the cache that a turn is complete.")
       .def("fork", &fork, "A copy that shares all history.")
       .def("snapshot", &snapshot, "Everything needed to go on in another process.")
+      .def(
+          "save",
+          &save,
+          "path"_a,
+          "storage"_a.none() = nb::none(),
+          nb::sig(
+              "def save(self, path: str | os.PathLike[str], storage: Storage | None = None) -> "
+              "None"),
+          "The bytes of snapshot() into a file. storage: for tests.")
       .def_prop_ro(
           "logits",
           &logits,

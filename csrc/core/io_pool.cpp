@@ -1,5 +1,7 @@
 #include "core/io_pool.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -8,6 +10,10 @@
 namespace grebe {
 
 IoPool::~IoPool() {
+  if (!threads_.empty() && pid_ != getpid()) {  // they stayed in the parent
+    for (std::thread& t : threads_) t.detach();
+    return;
+  }
   {
     std::lock_guard lock(mutex_);
     ending_ = true;
@@ -17,6 +23,7 @@ IoPool::~IoPool() {
 }
 
 void IoPool::start() {
+  if (threads_.empty()) pid_ = getpid();
   while (threads_.size() < static_cast<size_t>(n_threads_)) {
     threads_.emplace_back([this] { work(); });
   }

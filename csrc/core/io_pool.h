@@ -31,6 +31,7 @@ class IoPool {
   void work();
 
   const int n_threads_;
+  int pid_ = 0;  // of the process that has the threads
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> queue_;

@@ -108,9 +108,13 @@ RootInfo Model::Impl::root() const {
   root.name = config.name;
   root.numerics = options.backend + " " + options.kernels + " " + options.kv_rounding + " " +
                   std::to_string(kNumericsEpoch);
-  const std::string text = "grebe kv 1\n" + root.fingerprint + "\n" + root.numerics;
-  root.id = Blake3().update(text.data(), text.size()).finish();
+  root.id = root_id(root.numerics);
   return root;
+}
+
+Digest Model::Impl::root_id(const std::string& numerics) const {
+  const std::string text = "grebe kv 1\n" + fingerprint + "\n" + numerics;
+  return Blake3().update(text.data(), text.size()).finish();
 }
 
 std::shared_ptr<KvCache> Model::open_cache(const CacheOptions& o) {

@@ -15,6 +15,8 @@
 
 namespace grebe {
 
+struct SnapshotModel;
+
 struct Model::Impl {
   LoadOptions options;
   std::shared_ptr<const GgufFile> file;
@@ -32,6 +34,8 @@ struct Model::Impl {
   void require_own_process() const;
   /// What stands for this model and the way it computes, in a cache.
   RootInfo root() const;
+  Digest root_id(const std::string& numerics) const;
+  SnapshotModel snapshot_model() const;
 };
 
 /// Holds a session for one call.
@@ -59,6 +63,7 @@ struct Session::Impl {
   std::unique_ptr<SessionCache> cache;    // null: none
   std::vector<int64_t> marks;             // of the prompt that is being read
   bool recovering = false;                // rows that the disk lost
+  bool mixed = false;                     // restored from where rows are computed otherwise
   mutable std::atomic<bool> busy{false};  // a caller is using the session
 
   Impl(std::shared_ptr<Model> m, int64_t n_ctx, KvState kv)

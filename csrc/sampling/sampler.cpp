@@ -114,7 +114,7 @@ double uniform(uint64_t seed, uint64_t n) {
 }  // namespace
 
 Sampler::Sampler(SamplingParams params, int32_t vocab_size)
-    : params_(std::move(params)), vocab_size_(vocab_size) {
+    : params_(std::move(params)), vocab_size_(vocab_size), n_draws_(params_.first_draw) {
   const SamplingParams& p = params_;
   require(vocab_size > 0, "vocab_size", vocab_size, "vocab_size > 0");
   require(

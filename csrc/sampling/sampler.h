@@ -20,6 +20,8 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, double>> logit_bias;
   uint64_t seed = 0;
   int32_t top_logprobs = 0;  ///< 0..1000
+  /// Number of the first draw: a text that is continued goes on in the stream of its seed.
+  uint64_t first_draw = 0;
 };
 
 struct TokenLogprob {

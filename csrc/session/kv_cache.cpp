@@ -149,13 +149,13 @@ std::shared_ptr<KvBlock> KvCache::put_block(
   node.parent = parent;
   node.end_pos = end_pos;
   node.made = tick_;
+  node.tokens.assign(tokens.begin(), tokens.end());
   const RecordKey key{RecordKind::kBlock, id};
   if (store_->find(key)) {
     node.saved = Saved::kYes;
     stats_.blocks_shared++;
     if (pageable_) block->paged = std::make_shared<PagedRows>(pager_, key);
   } else if (writer_) {
-    node.tokens.assign(tokens.begin(), tokens.end());
     waiting_.push_back(id);
     submit_waiting();
   }
@@ -292,7 +292,14 @@ NewRecord KvCache::encode_block(const Digest& id) {
     record.tokens = node.tokens;
     block = node.block;
   }
-  pager_->codec().encode_block(*block, record);
+  if (layout_.rows_bytes == 0 || block->rows.data()) {
+    pager_->codec().encode_block(*block, record);
+  } else {  // evicted from the disk, and its rows can still be read from a file that is held
+    std::vector<uint8_t> rows(layout_.rows_bytes);
+    if (block->paged && block->paged->read(kBlockTokens / 4, rows.data())) {
+      pager_->codec().encode_block(block->keys.data(), rows.data(), record);
+    }
+  }
   record.info.bytes = record.payload.size();
   return record;
 }
@@ -346,16 +353,28 @@ void KvCache::block_written(const Digest& id, CommitResult result) {
   changed_ = true;
   if (result == CommitResult::kCommitted) {
     node.saved = Saved::kYes;
-    node.tokens = {};
     hold_time_ = {};
     if (pageable_) {
       node.block->paged = std::make_shared<PagedRows>(pager_, RecordKey{RecordKind::kBlock, id});
     }
   } else {
     node.saved = Saved::kNo;
+    if (result == CommitResult::kNoParent) save_ancestors(node.parent);
     if (result != CommitResult::kReadOnly) waiting_.push_back(id);
     put_on_hold();
   }
+}
+
+// What a block follows has been evicted from the disk while sessions went on from it.
+void KvCache::save_ancestors(const Digest& id) {
+  const auto at = blocks_.find(id);
+  if (at == blocks_.end() || at->second.saved == Saved::kQueued || at->second.tokens.empty() ||
+      store_->find({RecordKind::kBlock, id})) {
+    return;
+  }
+  save_ancestors(at->second.parent);
+  at->second.saved = Saved::kNo;
+  waiting_.push_back(id);
 }
 
 void KvCache::put_on_hold() {
@@ -376,6 +395,18 @@ void KvCache::anchor_written(const Digest& id, CommitResult result) {
   at->second.saved = committed ? Saved::kYes : Saved::kNo;
   stats_.anchors_written += committed;
   if (!committed) n_failed_++;
+  if (result == CommitResult::kNoParent) save_ancestors(at->second.parent);
+}
+
+bool KvCache::hold_rows(KvBlock& block) {
+  std::lock_guard lock(mutex_);
+  block.n_readers++;
+  return block.rows.data() != nullptr;
+}
+
+void KvCache::let_rows_go(KvBlock& block) {
+  std::lock_guard lock(mutex_);
+  block.n_readers--;
 }
 
 void KvCache::forget(const RecordKey& key) {

@@ -115,10 +115,14 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   bool cancel_later(const Digest& id);
   uint64_t anchor_bytes(int64_t pos) const;
   uint64_t block_bytes() const;
+  uint64_t ram_bytes() const { return ram_bytes_; }
 
   /// Lets go of what is beyond the RAM budget, if anything has come since the last time.
   void trim();
   void trim(uint64_t ram_bytes);
+  /// Keeps a block's rows where they are until let_rows_go(); false: on disk only.
+  bool hold_rows(KvBlock& block);
+  void let_rows_go(KvBlock& block);
   /// The disk lost rows of a block: forgets it.
   void forget(const RecordKey& key);
 
@@ -129,7 +133,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
     std::shared_ptr<KvBlock> block;
     Digest parent;
     int64_t end_pos = 0;
-    std::vector<int32_t> tokens;  // until it is saved
+    std::vector<int32_t> tokens;
     Saved saved = Saved::kNo;
     uint64_t last_use = 0, made = 0;
   };
@@ -152,7 +156,8 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
       int64_t limit,
       int64_t min_pos,
       std::span<const Digest> chain);
-  bool load(const Candidate& candidate, size_t& n_good, Found& found);
+  bool load(
+      const Candidate& candidate, std::span<const int32_t> tokens, size_t& n_good, Found& found);
   bool load_block(const Digest& id, KvBlock& block);
   bool load_anchor(const Candidate& candidate, Found& found);
   std::shared_ptr<KvBlock> new_block(bool with_rows) const;
@@ -163,6 +168,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   NewRecord encode_block(const Digest& id);
   NewRecord encode_anchor(const Digest& id);
   void put_on_hold();
+  void save_ancestors(const Digest& id);
   void keep_house();
 
   std::shared_ptr<void> owner_;

@@ -135,10 +135,14 @@ uint64_t KvCodec::anchor_payload_bytes(int64_t n_tail) const {
 }
 
 void KvCodec::encode_block(const KvBlock& block, NewRecord& record) const {
+  encode_block(block.keys.data(), block.rows.data(), record);
+}
+
+void KvCodec::encode_block(uint8_t* keys, uint8_t* rows, NewRecord& record) const {
   record.payload.reserve(block_payload_bytes());
   PageWriter write{record};
-  key_pieces(block.keys.data(), kBlockTokens, write);
-  row_pieces(block.rows.data(), kBlockTokens, write);
+  key_pieces(keys, kBlockTokens, write);
+  row_pieces(rows, kBlockTokens, write);
 }
 
 void KvCodec::encode_anchor(
@@ -176,9 +180,20 @@ bool KvCodec::decode_rows(
 bool KvCodec::decode_anchor(
     const RecordView& view, const Digest& id, Checkpoint& anchor, KvBlock* tail) const {
   std::vector<uint8_t> bytes(anchor_payload_bytes(anchor.pos % kBlockTokens));
-  if (!view.read(0, bytes.data(), bytes.size())) return false;
+  return view.read(0, bytes.data(), bytes.size()) && decode_anchor(bytes.data(), id, anchor, tail);
+}
+
+bool KvCodec::decode_block(const uint8_t* payload, const Digest& id, KvBlock& block) const {
+  PageReader read{payload, id, 0};
+  key_pieces(block.keys.data(), kBlockTokens, read);
+  row_pieces(block.rows.data(), kBlockTokens, read);
+  return read.good;
+}
+
+bool KvCodec::decode_anchor(
+    const uint8_t* payload, const Digest& id, Checkpoint& anchor, KvBlock* tail) const {
   std::vector<float> triples(triple_floats());
-  PageReader read{bytes.data(), id, 0};
+  PageReader read{payload, id, 0};
   anchor_pieces(anchor, triples.data(), tail, read);
   if (!read.good) return false;
   layout_.clear_pools(anchor.pools.as<float>());

@@ -39,6 +39,7 @@ class KvCodec {
   /// Into record.groups and record.payload. n_tokens of the block's: all, or those before an
   /// anchor.
   void encode_block(const KvBlock& block, NewRecord& record) const;
+  void encode_block(uint8_t* keys, uint8_t* rows, NewRecord& record) const;
   /// `tail`: the block that holds the tokens after the parent block; null when there are none.
   void encode_anchor(const Checkpoint& anchor, const KvBlock* tail, NewRecord& record) const;
 
@@ -47,6 +48,10 @@ class KvCodec {
   bool decode_rows(const RecordView& view, const Digest& id, int64_t n_rows, uint8_t* rows) const;
   bool decode_anchor(
       const RecordView& view, const Digest& id, Checkpoint& anchor, KvBlock* tail) const;
+  /// From payloads in memory, whole ones.
+  bool decode_block(const uint8_t* payload, const Digest& id, KvBlock& block) const;
+  bool decode_anchor(
+      const uint8_t* payload, const Digest& id, Checkpoint& anchor, KvBlock* tail) const;
 
  private:
   // What the pages of a record hold, in order: f(pointer, bytes of data, new group).

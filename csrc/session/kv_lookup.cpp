@@ -74,7 +74,7 @@ std::optional<KvCache::Found> KvCache::find(
     found.chain.assign(chain.begin(), chain.begin() + candidate->pos / kBlockTokens);
     size_t n_good = found.chain.size();
     try {
-      if (load(*candidate, n_good, found)) {
+      if (load(*candidate, tokens, n_good, found)) {
         std::lock_guard lock(mutex_);
         stats_.n_hits++;
         stats_.tokens_found += candidate->pos - min_pos;
@@ -104,7 +104,8 @@ std::shared_ptr<KvBlock> KvCache::new_block(bool with_rows) const {
 
 // Brings blocks and anchor into RAM. False: some were damaged and have been dropped; n_good blocks
 // before the first of them are fine.
-bool KvCache::load(const Candidate& candidate, size_t& n_good, Found& found) {
+bool KvCache::load(
+    const Candidate& candidate, std::span<const int32_t> tokens, size_t& n_good, Found& found) {
   const size_t n = found.chain.size();
   found.blocks.resize(n);
   std::vector<size_t> missing;
@@ -139,6 +140,8 @@ bool KvCache::load(const Candidate& candidate, size_t& n_good, Found& found) {
         node.block = found.blocks[i];
         node.parent = i == 0 ? root_ : found.chain[i - 1];
         node.end_pos = static_cast<int64_t>(i + 1) * kBlockTokens;
+        const auto own = tokens.subspan(i * kBlockTokens, kBlockTokens);
+        node.tokens.assign(own.begin(), own.end());
         node.saved = Saved::kYes;
         node.made = tick_;
         stats_.blocks_from_disk++;

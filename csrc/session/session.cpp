@@ -28,8 +28,15 @@ void Session::Impl::check_room(int64_t n_tokens) const {
 Session::Session() = default;
 Session::~Session() {
   if (!impl_ || !impl_->cache) return;
+  const std::shared_ptr<KvCache> cache = impl_->cache->cache();
+  const std::shared_ptr<Model> model = impl_->model;
   try {
     impl_->cache->turn_ended(impl_->kv, impl_->tokens.view());
+    impl_.reset();
+    // What only the cache holds now counts for its budget; a step that is under way trims later.
+    if (const std::unique_lock idle(model->impl_->mutex, std::try_to_lock); idle) {
+      cache->trim(cache->ram_bytes());
+    }
   } catch (const std::exception&) {  // no memory: an earlier anchor must do
   }
 }
@@ -202,6 +209,7 @@ std::shared_ptr<Session> Session::fork() const {
   copy->impl_ = std::make_unique<Impl>(impl_->model, impl_->n_ctx, impl_->kv.fork());
   copy->impl_->tokens = impl_->tokens;
   copy->impl_->logits = impl_->logits;
+  copy->impl_->mixed = impl_->mixed;
   if (impl_->cache) copy->impl_->cache = impl_->cache->fork();
   return copy;
 }

@@ -180,6 +180,7 @@ void SnapshotWriter::finish() {
 }
 
 void SnapshotReader::read(void* to, size_t n) {
+  if (n > size_ - offset_) throw FormatError(source_, size_, "ends before it should");
   get_(offset_, to, n);
   crc_ = crc32c(to, n, crc_);
   offset_ += n;
@@ -192,7 +193,7 @@ void SnapshotReader::page(const Digest& id, void* to, size_t n) {
   const uint32_t expected = page_checksum(id, n_pages_++, to, n);
   uint32_t sum;
   read(&sum, sizeof sum);
-  if (sum != expected) damaged("checksum of a page does not match: the data is damaged");
+  if (sum != expected) page_damaged(n + sizeof sum);
 }
 
 void SnapshotReader::finish() {
@@ -204,6 +205,11 @@ void SnapshotReader::finish() {
 
 void SnapshotReader::damaged(const std::string& what) const {
   throw FormatError(source_, offset_, what);
+}
+
+void SnapshotReader::page_damaged(size_t n) const {
+  throw FormatError(
+      source_, offset_ - n, "checksum of a page does not match: the data is damaged");
 }
 
 }  // namespace grebe

@@ -97,6 +97,7 @@ struct SnapshotNames {
   Digest root;
   std::vector<Digest> blocks;  ///< full ones
 
+  SnapshotNames() = default;
   SnapshotNames(const Digest& root, std::span<const int32_t> tokens);
   /// Of the state after `pos` of the tokens.
   Digest state(std::span<const int32_t> tokens, int64_t pos) const;
@@ -154,19 +155,25 @@ class SnapshotWriter {
   uint32_t crc_ = 0;
 };
 
-/// The same way back. Throws FormatError where the bytes are not as written.
+/// The same way back. Throws FormatError where the `size` bytes of `source` are not as written.
 class SnapshotReader {
  public:
   using Get = std::function<void(uint64_t offset, void* to, size_t n)>;
-  SnapshotReader(Get get, std::string source) : get_(std::move(get)), source_(std::move(source)) {}
+  SnapshotReader(Get get, uint64_t size, std::string source)
+      : get_(std::move(get)), size_(size), source_(std::move(source)) {}
 
+  uint64_t size() const { return size_; }
+  const std::string& source() const { return source_; }
   void read(void* to, size_t n);
   void page(const Digest& id, void* to, size_t n);
   void finish();
   [[noreturn]] void damaged(const std::string& what) const;
+  /// A page within the last n bytes is.
+  [[noreturn]] void page_damaged(size_t n) const;
 
  private:
   Get get_;
+  uint64_t size_;
   std::string source_;
   uint64_t offset_ = 0;
   Digest id_;

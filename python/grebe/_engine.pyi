@@ -112,7 +112,7 @@ class Sampler:
     Chooses tokens of one generation: parameters, random state and the counts that penalties need. Not thread-safe.
     """
 
-    def __init__(self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0, frequency_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None, seed: int = 0, top_logprobs: int = 0, vocab_size: int) -> None:
+    def __init__(self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0, presence_penalty: float = 0.0, frequency_penalty: float = 0.0, logit_bias: Mapping[int, float] | None = None, seed: int = 0, top_logprobs: int = 0, first_draw: int = 0, vocab_size: int) -> None:
         """
         Args:
             temperature: >= 0; 0 is the exact argmax, the lowest id on ties.
@@ -125,6 +125,7 @@ class Sampler:
             logit_bias: added to the logits, by token id.
             seed: equal seeds and logits give equal tokens on every machine.
             top_logprobs: how many of the best tokens sample() reports, 0 to 1000.
+            first_draw: number of the first draw in the stream of the seed.
             vocab_size: number of logits.
 
         Raises:
@@ -239,6 +240,66 @@ class FaultyStorage(Storage):
     def log(self) -> list[tuple[str, str, int, int, str]]:
         """(operation, path, offset, bytes, actions) of each."""
 
+def record_id(kind: str, parent: bytes, tokens: Sequence[int]) -> bytes:
+    """Name of the block or anchor that follows `parent` with these tokens."""
+
+class Store:
+    """A KV store on disk: see csrc/store/block_store.h."""
+
+    def __init__(self, path: str | os.PathLike[str], *, budget_bytes: int = 34359738368, daily_write_bytes: int = 0, read_only: bool = False, storage: Storage | None = None) -> None:
+        """Opens or creates the directory; storage is for tests."""
+
+    def close(self) -> None:
+        """Gives up the files; a second call does nothing."""
+
+    def add_root(self, id: bytes, fingerprint: str, name: str, numerics: str) -> None: ...
+
+    def roots(self) -> list[dict[str, Any]]: ...
+
+    def records(self) -> list[dict[str, Any]]:
+        """All of them, parents first."""
+
+    def contains(self, keys: Sequence[tuple[str, bytes]]) -> list[bool]: ...
+
+    def read(self, key: tuple[str, bytes]) -> bytes | None:
+        """
+        The payload as it is on the disk, unchecked; None when it is not there.
+        """
+
+    def tokens(self, key: tuple[str, bytes]) -> list[int] | None: ...
+
+    def commit(self, records: list[dict[str, Any]]) -> list[str]:
+        """
+        Each record has kind, id, parent, root, pos, tokens and pages (bytes, without checksums). Returns committed, failed, refused, no_parent or read_only for each.
+        """
+
+    def write_queued(self, records: list[dict[str, Any]], max_queued_bytes: int = 1073741824, timeout: float = 30.0) -> list[str]:
+        """
+        The same through the thread that writes; "queue" for what it did not take.
+        """
+
+    def writer_stats(self) -> dict[str, Any]: ...
+
+    def touch(self, keys: Sequence[tuple[str, bytes]]) -> None: ...
+
+    def report_damage(self, key: tuple[str, bytes]) -> None: ...
+
+    def remove(self, key: tuple[str, bytes]) -> int:
+        """Drops a record and what follows it. Returns how many."""
+
+    def remove_root(self, id: bytes) -> int: ...
+
+    def maintain(self) -> bool:
+        """One step of eviction and compaction; True when there is more to do."""
+
+    def verify(self, on_progress: Callable[[int, int], None] | None = None) -> list[dict[str, Any]]:
+        """Reads and checks everything. Returns the records that are damaged."""
+
+    def stats(self) -> dict[str, Any]: ...
+
+    @property
+    def epoch(self) -> int: ...
+
 class KvCache:
     """Known states in RAM and on disk; wrapped by grebe.Cache."""
 
@@ -300,8 +361,10 @@ class Model:
     def trim_cache(self, cache: KvCache, ram_bytes: int) -> None:
         """Lets go of what the cache holds in RAM beyond so many bytes."""
 
-    def restore(self, snapshot: bytes | bytearray | memoryview) -> Session:
-        """The inverse of Session.snapshot."""
+    def restore(self, snapshot: bytes | bytearray | memoryview | str | os.PathLike[str], n_ctx: int = 0, cache: KvCache | None = None, storage: Storage | None = None) -> Session:
+        """
+        The inverse of Session.snapshot and of Session.save. storage: for tests.
+        """
 
     def step(self, inputs: list[tuple[Session, Any]], logits: str) -> numpy.typing.NDArray[numpy.float32]:
         """One pass for several sessions; f32[rows asked for, vocab_size]."""
@@ -334,6 +397,9 @@ class Session:
 
     def snapshot(self) -> bytes:
         """Everything needed to go on in another process."""
+
+    def save(self, path: str | os.PathLike[str], storage: Storage | None = None) -> None:
+        """The bytes of snapshot() into a file. storage: for tests."""
 
     @property
     def logits(self) -> numpy.typing.NDArray[numpy.float32]:

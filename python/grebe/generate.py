@@ -96,7 +96,8 @@ class Generation(Iterator[Event]):
         self._eos = config.eos_token
         self._vocab_size = config.vocab_size
         self.seed = self._sampling.resolved_seed()
-        self._sampler = _sampler(self._sampling, self.seed, self._vocab_size)
+        # A draw belongs to its position: a text that is continued later comes out the same.
+        self._sampler = _sampler(self._sampling, self.seed, len(prompt), self._vocab_size)
         self._sampler.observe_prompt(prompt)
         self._lock = threading.Lock()  # held by the thread that computes an event
         self._changes = 0  # Session.changes after our newest step
@@ -291,7 +292,9 @@ def pack_mask(
     )
 
 
-def _sampler(sampling: Sampling, seed: int, vocab_size: int) -> _engine.Sampler:
+def _sampler(
+    sampling: Sampling, seed: int, first_draw: int, vocab_size: int
+) -> _engine.Sampler:
     return _engine.Sampler(
         vocab_size=vocab_size,
         temperature=sampling.temperature,
@@ -304,6 +307,7 @@ def _sampler(sampling: Sampling, seed: int, vocab_size: int) -> _engine.Sampler:
         logit_bias=dict(sampling.logit_bias),
         seed=seed,
         top_logprobs=sampling.top_logprobs,
+        first_draw=first_draw,
     )
 
 

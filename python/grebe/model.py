@@ -33,6 +33,12 @@ __all__ = ["Model"]
 EMBEDDED_MODEL = Path(__file__).parent / "data" / "grebe-nano.gguf"
 
 
+def _engine_cache(cache: Cache | None) -> _engine.KvCache | None:
+    if cache is not None and not isinstance(cache, Cache):
+        raise InvalidArgumentError(f"cache is {shown(cache)}; a grebe.Cache is expected")
+    return None if cache is None else cache._live
+
+
 class Model:
     """A model file, mapped, and the engine that runs it. Made by :meth:`load`.
 
@@ -169,11 +175,7 @@ class Model:
         """
         if n_ctx is not None:
             n_ctx = integer("n_ctx", n_ctx, 1, self._config.max_context)
-        if cache is None:
-            return self._adopt(self._live.session(n_ctx or 0))
-        if not isinstance(cache, Cache):
-            raise InvalidArgumentError(f"cache is {shown(cache)}; a grebe.Cache is expected")
-        session = self._adopt(self._live.session(n_ctx or 0, cache._live))
+        session = self._adopt(self._live.session(n_ctx or 0, _engine_cache(cache)))
         session._cache = cache
         return session
 
@@ -220,16 +222,40 @@ class Model:
         self._caches.add(cache)
         return cache
 
-    def restore(self, snapshot: bytes | bytearray | memoryview) -> Session:
-        """A session from :meth:`Session.snapshot`, bit-identical to the one that was saved.
+    def restore(
+        self,
+        snapshot: bytes | bytearray | memoryview | str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        cache: Cache | None = None,
+    ) -> Session:
+        """A saved session, bit-identical to the one that was.
+
+        Backends read each other's; it then goes on as this model computes.
+
+        Args:
+            snapshot: what :meth:`Session.snapshot` gave, or the file of :meth:`Session.save`.
+            n_ctx: how many tokens it may cover; None: as before.
+            cache: one of :meth:`open_cache`, which the session then uses. It takes what it does not
+                have yet.
 
         Raises:
-            FormatError: the bytes are damaged.
-            InvalidArgumentError: they are of another model.
+            FormatError: the data is damaged, or something else.
+            InvalidArgumentError: it is of another model, which the message names, or of other
+                settings; with a cache, of another backend or version.
+            StorageError: the file cannot be read.
         """
-        if not isinstance(snapshot, bytes | bytearray | memoryview):
-            raise InvalidArgumentError(f"snapshot is {shown(snapshot)}; bytes are expected")
-        return self._adopt(self._live.restore(snapshot))
+        if isinstance(snapshot, str | os.PathLike):
+            snapshot = file_path(snapshot)
+        elif not isinstance(snapshot, bytes | bytearray | memoryview):
+            raise InvalidArgumentError(
+                f"snapshot is {shown(snapshot)}; bytes, or the name of a file, are expected"
+            )
+        if n_ctx is not None:
+            n_ctx = integer("n_ctx", n_ctx, 1, self._config.max_context)
+        session = self._adopt(self._live.restore(snapshot, n_ctx or 0, _engine_cache(cache)))
+        session._cache = cache
+        return session
 
     def step(
         self, inputs: Sequence[tuple[Session, Tokens]], logits: str = "last"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from . import _engine
-from .checks import callback, integer
+from .checks import callback, file_path, integer
 from .config import Sampling
 from .errors import InvalidArgumentError
 from .events import Event
@@ -188,6 +189,30 @@ class Session:
         """Everything needed to go on in another process; see :meth:`Model.restore`."""
         return self._live.snapshot()
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what :meth:`snapshot` gives to a file; see :meth:`Model.restore`.
+
+        The file takes the place of an earlier one whole or not at all, also when the process is
+        killed meanwhile. Its mode is 0600: it holds the text.
+
+        Raises:
+            StorageError: the disk is full, or the file cannot be written.
+
+        Example:
+            >>> import grebe, tempfile
+            >>> from pathlib import Path
+            >>> model = grebe.Model.load()
+            >>> session = model.session(n_ctx=256)
+            >>> session.prefill([0, 2383, 692])
+            3
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     session.save(Path(folder) / "story.grebe")
+            ...     again = model.restore(Path(folder) / "story.grebe")
+            >>> again.tokens
+            [0, 2383, 692]
+        """
+        self._live.save(file_path(path))
+
     def generate(
         self,
         prompt: Tokens | str | None = None,
@@ -288,7 +313,7 @@ class Session:
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a grebe.Session cannot be copied or pickled; see fork() and snapshot()")
+        raise TypeError("a grebe.Session cannot be copied or pickled; see fork() and save()")
 
     def __repr__(self) -> str:
         if self._impl is None:
