@@ -10,32 +10,26 @@
 namespace grebe {
 
 IoPool::~IoPool() {
-  if (!threads_.empty() && pid_ != getpid()) {  // they stayed in the parent
-    for (std::thread& t : threads_) t.detach();
+  if (!state_->threads.empty() && pid_ != getpid()) {
+    (void)state_.release();  // a forked child has none of the threads that it names
     return;
   }
   {
-    std::lock_guard lock(mutex_);
-    ending_ = true;
+    std::lock_guard lock(state_->mutex);
+    state_->ending = true;
   }
-  wake_.notify_all();
-  for (std::thread& t : threads_) t.join();
-}
-
-void IoPool::start() {
-  if (threads_.empty()) pid_ = getpid();
-  while (threads_.size() < static_cast<size_t>(n_threads_)) {
-    threads_.emplace_back([this] { work(); });
-  }
+  state_->wake.notify_all();
+  for (std::thread& t : state_->threads) t.join();
 }
 
 void IoPool::work() {
-  std::unique_lock lock(mutex_);
+  State& s = *state_;
+  std::unique_lock lock(s.mutex);
   for (;;) {
-    wake_.wait(lock, [this] { return ending_ || !queue_.empty(); });
-    if (queue_.empty()) return;
-    const std::function<void()> f = std::move(queue_.front());
-    queue_.pop_front();
+    s.wake.wait(lock, [&] { return s.ending || !s.queue.empty(); });
+    if (s.queue.empty()) return;
+    const std::function<void()> f = std::move(s.queue.front());
+    s.queue.pop_front();
     lock.unlock();
     f();
     lock.lock();
@@ -43,12 +37,16 @@ void IoPool::work() {
 }
 
 void IoPool::post(std::function<void()> f) {
+  State& s = *state_;
   {
-    std::lock_guard lock(mutex_);
-    start();
-    queue_.push_back(std::move(f));
+    std::lock_guard lock(s.mutex);
+    if (s.threads.empty()) pid_ = getpid();
+    while (s.threads.size() < static_cast<size_t>(n_threads_)) {
+      s.threads.emplace_back([this] { work(); });
+    }
+    s.queue.push_back(std::move(f));
   }
-  wake_.notify_one();
+  s.wake.notify_one();
 }
 
 void IoPool::parallel_for(int64_t n, const std::function<void(int64_t)>& f) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -27,16 +28,18 @@ class IoPool {
   void post(std::function<void()> f);
 
  private:
-  void start();
+  struct State {
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::deque<std::function<void()>> queue;
+    std::vector<std::thread> threads;  // started with the first work
+    bool ending = false;
+  };
   void work();
 
   const int n_threads_;
   int pid_ = 0;  // of the process that has the threads
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> queue_;
-  std::vector<std::thread> threads_;  // started with the first work
-  bool ending_ = false;
+  std::unique_ptr<State> state_ = std::make_unique<State>();
 };
 
 }  // namespace grebe

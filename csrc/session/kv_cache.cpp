@@ -48,13 +48,13 @@ KvCache::KvCache(
   pager_->set_budget(ram_bytes_);
   if (store_->stats().read_only) return;
   writer_ = std::make_unique<StoreWriter>(store_, kMaxQueuedBytes);
-  housekeeper_ = std::thread([this] { keep_house(); });
+  threads_->housekeeper = std::thread([this] { keep_house(); });
 }
 
 KvCache::~KvCache() {
   if (pid_ != getpid()) {  // a forked child has none of the threads, nor the right to write
     (void)writer_.release();
-    housekeeper_.detach();
+    (void)threads_.release();
     return;
   }
   close(std::chrono::seconds(10));
@@ -81,6 +81,7 @@ CacheStats KvCache::stats() const {
 }
 
 bool KvCache::flush(std::chrono::milliseconds timeout) {
+  if (pid_ != getpid()) return false;
   const Clock::time_point end = Clock::now() + timeout;
   uint64_t n_failed = 0;
   for (bool first = true;; first = false) {
@@ -95,7 +96,7 @@ bool KvCache::flush(std::chrono::milliseconds timeout) {
         return false;
       }
       for (auto& [due, id] : later_) due = {};
-      wake_.notify_all();
+      threads_->wake.notify_all();
       submit_waiting();
       done = waiting_.empty() && later_.empty();
     }
@@ -111,6 +112,7 @@ bool KvCache::flush(std::chrono::milliseconds timeout) {
 }
 
 bool KvCache::close(std::chrono::milliseconds timeout) {
+  if (pid_ != getpid()) return false;
   {
     std::lock_guard lock(mutex_);
     if (closed_) return true;
@@ -120,8 +122,8 @@ bool KvCache::close(std::chrono::milliseconds timeout) {
     std::lock_guard lock(mutex_);
     closed_ = true;
   }
-  wake_.notify_all();
-  if (housekeeper_.joinable()) housekeeper_.join();
+  threads_->wake.notify_all();
+  if (threads_->housekeeper.joinable()) threads_->housekeeper.join();
   writer_.reset();
   store_->stop_writing();
   return complete;
@@ -193,7 +195,7 @@ void KvCache::submit_waiting() {
     if (!submit_block(at->first, at->second)) break;
   }
   waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(n));
-  if (!waiting_.empty()) wake_.notify_all();
+  if (!waiting_.empty()) threads_->wake.notify_all();
 }
 
 bool KvCache::submit_block(const Digest& id, BlockNode& node) {
@@ -239,7 +241,7 @@ void KvCache::write_anchor_later(const Digest& id) {
   if (closed_ || !writer_) return;
   later_.push_back({Clock::now() + kLater, id});
   stats_.anchors_put_off++;
-  wake_.notify_all();
+  threads_->wake.notify_all();
 }
 
 bool KvCache::cancel_later(const Digest& id) {
@@ -255,7 +257,7 @@ void KvCache::keep_house() {
   std::unique_lock lock(mutex_);
   while (!closed_) {
     if (waiting_.empty() && later_.empty()) {
-      wake_.wait(lock, [this] { return closed_ || !waiting_.empty() || !later_.empty(); });
+      threads_->wake.wait(lock, [this] { return closed_ || !waiting_.empty() || !later_.empty(); });
       continue;
     }
     submit_waiting();
@@ -273,7 +275,8 @@ void KvCache::keep_house() {
     std::erase_if(later_, [&](const auto& entry) {
       return std::find(done.begin(), done.end(), entry.second) != done.end();
     });
-    if (!closed_ && !(waiting_.empty() && later_.empty())) wake_.wait_for(lock, kHousekeeping);
+    if (!closed_ && !(waiting_.empty() && later_.empty()))
+      threads_->wake.wait_for(lock, kHousekeeping);
   }
 }
 

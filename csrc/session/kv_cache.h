@@ -194,9 +194,12 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   bool changed_ = true;  // since the last trim
   bool closed_ = false;
   CacheStats stats_;
-  std::condition_variable wake_;
+  struct Threads {
+    std::condition_variable wake;
+    std::thread housekeeper;
+  };
   std::unique_ptr<StoreWriter> writer_;
-  std::thread housekeeper_;
+  std::unique_ptr<Threads> threads_ = std::make_unique<Threads>();
 };
 
 }  // namespace grebe
