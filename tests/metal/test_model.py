@@ -458,3 +458,25 @@ def test_greedy_reference_of_the_trainer(load: Load) -> None:
     s = load(kernels="exact").session()
     s.prefill(trained["prompt_ids"])
     assert greedy(s, len(trained["greedy_ids"])) == trained["greedy_ids"]
+
+
+def test_a_cache_on_the_device(load: Load, tmp_path: Path) -> None:
+    """Blocks and anchors come back from disk with all their rows; the CPU does not take them for its own."""
+    ids = models.tokens("tiny_gguf") * 20
+    ids = [t + i % 3 for i, t in enumerate(ids[:700])]
+    model = load("tiny_gguf")
+    with model.open_cache(tmp_path / "kv", ram_bytes=0) as cache:
+        with cache.session() as s:
+            s.prefill(ids)
+            want = s.logits
+        assert cache.flush()
+        cache.trim()
+        with cache.session() as s:
+            assert s.prefill(ids) == 700 - 640
+            assert relative_rms(s.logits, want) < 1e-5
+            assert cache.stats().blocks_from_disk == 1
+            copy = s.fork()
+            assert greedy(s, 2) == greedy(copy, 2)
+    cpu = models.load("tiny_gguf")
+    with cpu.open_cache(tmp_path / "kv") as cache, cache.session() as s:
+        assert s.prefill(ids) == 700
