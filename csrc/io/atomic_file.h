@@ -1,7 +1,7 @@
 // A file that takes the place of another whole, or not at all.
 //
-// It is written beside the one that it replaces, as PATH.tmp-PID-..., and renamed over it when it is
-// on the disk: at every moment, also after a crash, PATH is the old file or the new one. What a
+// It is written beside the one that it replaces, as PATH.tmp-PID-..., and renamed over it when it
+// is on the disk: at every moment, also after a crash, PATH is the old file or the new one. What a
 // process that died has left is removed by the next one that writes the same path.
 #pragma once
 

@@ -1,4 +1,5 @@
-// Sessions to bytes and files; session/snapshot_format.h draws them, session/restore.cpp reads them.
+// Sessions to bytes and files; session/snapshot_format.h draws them, session/restore.cpp reads
+// them.
 //
 // Blocks go through memory one at a time, so a session of any length is saved with a few megabytes
 // beside what it holds itself.

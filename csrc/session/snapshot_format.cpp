@@ -82,8 +82,8 @@ SnapshotHeader make_header(
   h.kv_row_bytes = static_cast<uint32_t>(layout.kv.row_bytes());
   h.index_row_bytes = static_cast<uint32_t>(layout.index.row_bytes());
   h.window_size = static_cast<uint32_t>(layout.window_size);
-  h.flags = (has_logits ? SnapshotHeader::kHasLogits : 0) |
-            (model.exact ? SnapshotHeader::kExact : 0);
+  h.flags =
+      (has_logits ? SnapshotHeader::kHasLogits : 0) | (model.exact ? SnapshotHeader::kExact : 0);
   h.block_tokens = kBlockTokens;
   h.n_ctx = n_ctx;
   h.n_tokens = n_tokens;
@@ -208,8 +208,7 @@ void SnapshotReader::damaged(const std::string& what) const {
 }
 
 void SnapshotReader::page_damaged(size_t n) const {
-  throw FormatError(
-      source_, offset_ - n, "checksum of a page does not match: the data is damaged");
+  throw FormatError(source_, offset_ - n, "checksum of a page does not match: the data is damaged");
 }
 
 }  // namespace grebe

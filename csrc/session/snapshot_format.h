@@ -19,13 +19,14 @@
 //        end     window rows, a page a layer; f32[pools] if there are any; of the tokens after the
 //                last block: index rows, rows of ratio 128, rows of ratio 4, a page a layer;
 //                f32[vocab] logits with flag 1
-//        anchor  for every checkpoint: window rows, a page a layer, and a page of pooling triples of
+//        anchor  for every checkpoint: window rows, a page a layer, and a page of pooling triples
+//        of
 //                ratio 4, as in an anchor of a KV store
 //   end  u32     CRC-32C of all before
 //
-// Each page ends with its checksum (u32) over the name of what it belongs to, its number therein and
-// its data: page_checksum() of store/block_store.h. Names follow from the tokens, block by block
-// from a root that stands for the model and its numerics; the end is named as an anchor there
+// Each page ends with its checksum (u32) over the name of what it belongs to, its number therein
+// and its data: page_checksum() of store/block_store.h. Names follow from the tokens, block by
+// block from a root that stands for the model and its numerics; the end is named as an anchor there
 // [kv-store.md]. So a page is bound to its place and to all tokens before it.
 //
 // Everything is exact, so a restored session goes on bit for bit, and equal sessions give equal
@@ -103,8 +104,8 @@ struct SnapshotNames {
   Digest state(std::span<const int32_t> tokens, int64_t pos) const;
 };
 
-/// The end of a session, page by page: f(pointer, bytes). `keys` and `rows` of its last block, which
-/// holds n_tail tokens.
+/// The end of a session, page by page: f(pointer, bytes). `keys` and `rows` of its last block,
+/// which holds n_tail tokens.
 template <class F>
 void end_pages(
     const KvLayout& layout,
