@@ -181,28 +181,27 @@ void BlockStore::Impl::start_writing(const std::vector<std::string>& names) {
 }
 
 // Opens a segment if need be and finds its size. Returns why its records are lost, or nothing.
-// Throws IoError when the system has no descriptor left or the like: that says nothing of the file.
+// Throws IoError when the disk or the system refuses: that says nothing of what is in the file.
 std::string BlockStore::Impl::open_segment(uint32_t number, SegmentState& segment, uint64_t& size) {
-  for (int attempt = 0;; attempt++) {
-    try {
-      if (segment.file) {
-        size = segment.file->file().size();
-        return {};
-      }
-      auto file = storage->open(path(segment_name(number)), Storage::Mode::kRead);
-      size = file->size();
-      uint8_t header[kSegmentHeaderBytes];
-      if (size < sizeof header) return "it is empty";
-      file->read(0, header, sizeof header);
-      segment.file = std::make_shared<SegmentFile>(number, std::move(file), counters);
-      return check_segment_header(header, manifest->header().store, number);
-    } catch (const IoError& e) {
-      if (e.errno_value == ENOENT) return "it is missing";
-      if (!lock) return e.what();  // left out, and looked for again
-      if (e.errno_value != EIO) throw;
-      if (attempt > 0) return "the disk cannot read it";
+  try {
+    if (segment.file) {
+      size = segment.file->file().size();
+      return {};
     }
+    segment.file = std::make_shared<SegmentFile>(
+        number, storage->open(path(segment_name(number)), Storage::Mode::kRead), counters);
+    size = segment.file->file().size();
+  } catch (const IoError& e) {
+    if (e.errno_value == ENOENT) return "it is missing";
+    if (is_writer) throw;
+    return e.what();  // left out, and looked for again
   }
+  uint8_t header[kSegmentHeaderBytes];
+  if (size < sizeof header) return "it is empty";
+  // Pages are checked whenever they are read: a header that the disk does not give is no reason to
+  // give up all of them.
+  if (!segment.file->read(0, header, sizeof header)) return {};
+  return check_segment_header(header, manifest->header().store, number);
 }
 
 // Opens the segments that are not open and drops the records that are not in them. Whether any were

@@ -104,7 +104,7 @@ class Cache:
         ...     with cache.session() as s:
         ...         s.prefill(tokens)
         ...     with cache.session() as s:
-        ...         s.prefill(tokens + [5])  # 512 + 64 tokens were kept, 128 x 4 of them usable
+        ...         s.prefill(tokens + [5])  # goes on at 512, a multiple of 128
         601
         90
     """
