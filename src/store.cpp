@@ -276,7 +276,8 @@ void bind_store(nb::module_& m) {
           "read_only"_a = false,
           "storage"_a.none() = nb::none(),
           nb::sig(
-              "def __init__(self, path: str | os.PathLike[str], *, budget_bytes: int = 34359738368, "
+              "def __init__(self, path: str | os.PathLike[str], *, budget_bytes: int = "
+              "34359738368, "
               "daily_write_bytes: int = 0, read_only: bool = False, storage: Storage | None = None)"
               " -> None"),
           "Opens or creates the directory; storage is for tests.")

@@ -225,7 +225,7 @@ std::unique_ptr<Manifest> Manifest::open(
   file->read(0, bytes, std::min<uint64_t>(size, sizeof bytes));
   if (std::all_of(bytes, bytes + sizeof bytes, [](uint8_t b) { return b == 0; }))
     return none(ManifestProblem::kEmpty);  // a file system may leave that after a loss of power
-  const bool is_ours = std::memcmp(bytes, kMagic, 8) == 0;
+  const bool is_ours = std::memcmp(bytes, kMagic, std::min<uint64_t>(size, 8)) == 0;
   const bool is_sound =
       size >= sizeof bytes && crc32c(bytes + 8, sizeof bytes - 12) == checksum_of(bytes);
   if (!is_sound) return none(is_ours ? ManifestProblem::kDamaged : ManifestProblem::kForeign);

@@ -94,11 +94,12 @@ struct BlockStore::Impl {
   std::mutex io_mutex;
   std::unique_ptr<Manifest> manifest;
   SegmentWriter writer;
-  bool needs_rewrite = false;   // the manifest in memory is not the one on the disk
-  bool needs_sweep = false;     // files may lie there that nobody knows
-  bool gave_back = false;       // since the last commit
-  uint64_t followed_bytes = 0;  // a reader has taken from a manifest of this size what there was
-  bool follows_all = true;      // nothing was left out of it since a segment had gone meanwhile
+  bool needs_rewrite = false;    // the manifest in memory is not the one on the disk
+  bool needs_sweep = false;      // files may lie there that nobody knows
+  bool gave_back = false;        // since the last commit
+  std::set<uint32_t> unmovable;  // segments that the disk did not give when they were compacted
+  uint64_t followed_bytes = 0;   // a reader has taken from a manifest of this size what there was
+  bool follows_all = true;       // nothing was left out of it since a segment had gone meanwhile
 
   mutable std::mutex mutex;
   Index index;
@@ -118,14 +119,17 @@ struct BlockStore::Impl {
 /// Whether it says that there is no room.
 bool is_disk_full(const std::exception& error);
 
-/// The record's header and payload, checked; false when something is not as written. Reads twice
-/// before it believes that the disk cannot.
-bool read_record(
+/// A record read whole.
+struct StoredRecord {
+  RecordHeader header;
+  std::vector<uint8_t> header_bytes, payload;
+};
+enum class ReadResult { kSound, kDamaged, kUnreadable };
+/// Header and payload, all sums checked. Reads twice before it believes that the disk cannot.
+ReadResult read_record(
     const SegmentFile& file,
     const RecordInfo& info,
     const Location& location,
-    RecordHeader& header,
-    std::vector<uint8_t>& header_bytes,
-    std::vector<uint8_t>& payload);
+    StoredRecord& record);
 
 }  // namespace grebe

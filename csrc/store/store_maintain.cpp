@@ -63,7 +63,7 @@ bool BlockStore::Impl::maintain() {
       const std::lock_guard guard(mutex);
       for (const auto& [number, segment] : index.segments) {
         const uint64_t dead = segment.end - kSegmentHeaderBytes - segment.live;
-        if (number == writer.open_number()) continue;
+        if (number == writer.open_number() || unmovable.contains(number)) continue;
         if (dead > segment.live && dead > most_dead) {
           victim = number;
           live = segment.live;
@@ -120,7 +120,7 @@ bool BlockStore::Impl::reclaim(uint64_t target, const PinnedBlocks& pinned) {
     }
     for (const auto& [number, segment] : index.segments) {
       const uint64_t dead = segment.end - kSegmentHeaderBytes - segment.live;
-      if (dead <= most_dead) continue;
+      if (dead <= most_dead || unmovable.contains(number)) continue;
       victim = number;
       live = segment.live;
       most_dead = dead;
@@ -214,15 +214,22 @@ void BlockStore::Impl::compact(uint32_t number) {
   }
   if (number == writer.open_number()) writer.seal();
   try {
-    RecordHeader header;
-    std::vector<uint8_t> header_bytes, payload;
+    StoredRecord record;
     for (Moved& m : moved) {
-      if (!read_record(*file, m.info, m.from, header, header_bytes, payload)) {
+      const ReadResult result = read_record(*file, m.info, m.from, record);
+      if (result == ReadResult::kUnreadable) {
+        // Perhaps another time; dropping what a disk does not give now would be rash.
+        unmovable.insert(number);
+        writer.rollback();
+        needs_sweep = true;
+        return;
+      }
+      if (result == ReadResult::kDamaged) {
         damaged.push_back(m.info.key);
         continue;
       }
-      m.to = writer.append(header_bytes, payload.data(), payload.size());
-      account(align_record(header_bytes.size() + payload.size()));
+      m.to = writer.append(record.header_bytes, record.payload.data(), record.payload.size());
+      account(align_record(record.header_bytes.size() + record.payload.size()));
     }
     if (!writer.touched().empty()) writer.sync();
     EntryList entries;

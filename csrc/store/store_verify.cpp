@@ -19,27 +19,27 @@ std::optional<BlockStore::Impl::Found> BlockStore::Impl::locate(const RecordKey&
   return found;
 }
 
-bool read_record(
+ReadResult read_record(
     const SegmentFile& file,
     const RecordInfo& info,
     const Location& location,
-    RecordHeader& header,
-    std::vector<uint8_t>& header_bytes,
-    std::vector<uint8_t>& payload) {
-  const uint64_t payload_at = location.offset + location.header_bytes;
-  header_bytes.resize(location.header_bytes);
+    StoredRecord& record) {
   const auto read = [&](uint64_t offset, std::vector<uint8_t>& to) {
     return file.read(offset, to.data(), to.size()) || file.read(offset, to.data(), to.size());
   };
-  if (!read(location.offset, header_bytes)) return false;
-  auto decoded = decode_record_header(header_bytes);
-  if (!decoded || decoded->info.key != info.key || decoded->info.parent != info.parent ||
-      decoded->info.root != info.root || decoded->info.pos != info.pos ||
-      decoded->info.bytes != info.bytes)
-    return false;
-  header = std::move(*decoded);
-  payload.resize(info.bytes);  // no more than the file had when it was opened
-  return read(payload_at, payload) && pages_are_sound(info.key.id, header.groups, payload);
+  record.header_bytes.resize(location.header_bytes);
+  if (!read(location.offset, record.header_bytes)) return ReadResult::kUnreadable;
+  auto header = decode_record_header(record.header_bytes);
+  if (!header || header->info.key != info.key || header->info.parent != info.parent ||
+      header->info.root != info.root || header->info.pos != info.pos ||
+      header->info.bytes != info.bytes)
+    return ReadResult::kDamaged;
+  record.header = std::move(*header);
+  record.payload.resize(info.bytes);  // no more than the file had when it was opened
+  if (!read(location.offset + location.header_bytes, record.payload))
+    return ReadResult::kUnreadable;
+  return pages_are_sound(info.key.id, record.header.groups, record.payload) ? ReadResult::kSound
+                                                                            : ReadResult::kDamaged;
 }
 
 std::vector<RecordInfo> BlockStore::Impl::verify(
@@ -58,15 +58,14 @@ std::vector<RecordInfo> BlockStore::Impl::verify(
     return std::pair(a.first.segment, a.first.offset) < std::pair(b.first.segment, b.first.offset);
   });
   std::vector<RecordInfo> damaged;
-  RecordHeader header;
-  std::vector<uint8_t> header_bytes, payload;
+  StoredRecord record;
   for (const auto& [location, key] : order) {
     if (progress && !progress(done, total)) break;
     const auto found = locate(key);
     if (!found) continue;  // evicted meanwhile
     const bool is_sound =
-        read_record(*found->file, found->info, found->location, header, header_bytes, payload) &&
-        record_id(key.kind, found->info.parent, header.tokens) == key.id;
+        read_record(*found->file, found->info, found->location, record) == ReadResult::kSound &&
+        record_id(key.kind, found->info.parent, record.header.tokens) == key.id;
     if (!is_sound) damaged.push_back(found->info);
     done += align_record(found->location.header_bytes + found->info.bytes);
   }
