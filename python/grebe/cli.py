@@ -123,6 +123,12 @@ def _add_run(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--ctx", type=_positive, metavar="N", help="size of the context")
     parser.add_argument(
+        "--session",
+        metavar="NAME",
+        help="go on from where the last call with this name ended, and save; without a prompt the "
+        "text is continued. A NAME with / or ending in .grebe is a file",
+    )
+    parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end at this text; may be repeated"
     )
     parser.add_argument(

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from .progress import ProgressBar
 if TYPE_CHECKING:
     import argparse
 
+    from .generate import Generation
     from .model import Model
 
 __all__ = ["bench", "doctor", "inspect", "perplexity", "run", "tokenize"]
@@ -78,12 +80,30 @@ def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
+def _prompt(args: argparse.Namespace, goes_on: bool) -> str | None:
+    """The prompt of ``grebe run``; None when a session just goes on."""
+    if goes_on and args.prompt is None and (sys.stdin is None or sys.stdin.isatty()):
+        return None
+    return _read_text("prompt", args.prompt) or (None if goes_on else "")
+
+
 def run(args: argparse.Namespace) -> None:
     """``grebe run``: streams text, or one JSON object per token."""
+    from . import sessions
+
     sampling = _sampling(args)
     stop = [_argument("stop", text) for text in args.stop or ()]
-    prompt = _read_text("prompt", args.prompt)
-    with _load(args) as model, model.session(args.ctx) as session, ProgressBar("prompt") as bar:
+    file = None if args.session is None else sessions.session_file(args.session)
+    prompt = _prompt(args, file is not None and file.exists())
+    with ExitStack() as stack:
+        model = stack.enter_context(_load(args))
+        if file is None:
+            session = stack.enter_context(model.session(args.ctx))
+        else:
+            session = stack.enter_context(sessions.open_session(model, file, args.ctx))
+            if session.pos > 0:
+                print(f"session {args.session}: {session.pos} tokens restored", file=sys.stderr)
+        bar = stack.enter_context(ProgressBar("prompt"))
         generation = session.generate(
             prompt,
             max_tokens=args.max_tokens,
@@ -91,35 +111,47 @@ def run(args: argparse.Namespace) -> None:
             sampling=sampling,
             on_progress=bar,
         )
-        if not args.json and not args.no_echo:
-            sys.stdout.write(prompt)
-            sys.stdout.flush()
-        for event in generation:
-            bar.close()
-            if args.json:
-                _print_json(asdict(event))
-            else:
-                sys.stdout.write(event.text)
+        try:
+            if prompt and not args.json and not args.no_echo:
+                sys.stdout.write(prompt)
                 sys.stdout.flush()
-            if event.finish_reason is not None:
-                break
-        if not args.json:
-            print()
-            return
-        n = len(generation.tokens)
-        _print_json(
-            {
-                "text": generation.text,
-                "finish_reason": generation.finish_reason,
-                "usage": asdict(generation.usage),
-                "seed": generation.seed,
-                "prefill_s": round(generation.prefill_s, 6),
-                "decode_s": round(generation.decode_s, 6),
-                # The first token comes with the prompt; the others took decode_s.
-                "decode_tok_per_s": round((n - 1) / generation.decode_s, 3) if n > 1 else None,
-                "model": {"fingerprint": model.fingerprint, **model.options},
-            }
-        )
+            _print_events(generation, bar, args.json)
+        finally:
+            if file is not None and not sessions.save_session(session, generation, file):
+                bar.close()
+                why = "the prompt was not read to its end"
+                print(f"session {args.session}: not changed, since {why}", file=sys.stderr)
+        if args.json:
+            _print_json(_totals(model, generation))
+
+
+def _print_events(generation: Generation, bar: ProgressBar, as_json: bool) -> None:
+    for event in generation:
+        bar.close()
+        if as_json:
+            _print_json(asdict(event))
+        else:
+            sys.stdout.write(event.text)
+            sys.stdout.flush()
+        if event.finish_reason is not None:
+            break
+    if not as_json:
+        print()
+
+
+def _totals(model: Model, generation: Generation) -> dict[str, Any]:
+    n = len(generation.tokens)
+    return {
+        "text": generation.text,
+        "finish_reason": generation.finish_reason,
+        "usage": asdict(generation.usage),
+        "seed": generation.seed,
+        "prefill_s": round(generation.prefill_s, 6),
+        "decode_s": round(generation.decode_s, 6),
+        # The first token comes with the prompt; the others took decode_s.
+        "decode_tok_per_s": round((n - 1) / generation.decode_s, 3) if n > 1 else None,
+        "model": {"fingerprint": model.fingerprint, **model.options},
+    }
 
 
 def inspect(args: argparse.Namespace) -> None:
