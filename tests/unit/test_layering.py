@@ -36,6 +36,7 @@ FORBIDDEN = {
     "progress": {"grebe._engine", "grebe.model", "grebe.session", "numpy"},
     "config": {"grebe.model", "grebe.session", "grebe.generate", "grebe.cli"},
     "generate": {"grebe.cli", "grebe.commands", "grebe.measure"},
+    "sessions": {"grebe.cli", "grebe.commands", "grebe.measure"},
     "session": {"grebe.cli", "grebe.commands", "grebe.measure"},
     "model": {"grebe.cli", "grebe.commands", "grebe.measure"},
 }
