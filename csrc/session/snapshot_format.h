@@ -19,8 +19,7 @@
 //        end     window rows, a page a layer; f32[pools] if there are any; of the tokens after the
 //                last block: index rows, rows of ratio 128, rows of ratio 4, a page a layer;
 //                f32[vocab] logits with flag 1
-//        anchor  for every checkpoint: window rows, a page a layer, and a page of pooling triples
-//        of
+//        anchor  for every checkpoint: window rows, a page a layer, and a page of the triples of
 //                ratio 4, as in an anchor of a KV store
 //   end  u32     CRC-32C of all before
 //
