@@ -129,6 +129,12 @@ def _add_run(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "text is continued. A NAME with / or ending in .grebe is a file",
     )
     parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="keep what is computed in this directory, and go on from what is there; see grebe "
+        "cache",
+    )
+    parser.add_argument(
         "--stop", action="append", metavar="TEXT", help="end at this text; may be repeated"
     )
     parser.add_argument(

@@ -97,10 +97,11 @@ def run(args: argparse.Namespace) -> None:
     prompt = _prompt(args, file is not None and file.exists())
     with ExitStack() as stack:
         model = stack.enter_context(_load(args))
+        cache = None if args.cache is None else stack.enter_context(model.open_cache(args.cache))
         if file is None:
-            session = stack.enter_context(model.session(args.ctx))
+            session = stack.enter_context(model.session(args.ctx, cache=cache))
         else:
-            session = stack.enter_context(sessions.open_session(model, file, args.ctx))
+            session = stack.enter_context(sessions.open_session(model, file, args.ctx, cache))
             if session.pos > 0:
                 print(f"session {args.session}: {session.pos} tokens restored", file=sys.stderr)
         bar = stack.enter_context(ProgressBar("prompt"))

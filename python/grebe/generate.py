@@ -292,9 +292,7 @@ def pack_mask(
     )
 
 
-def _sampler(
-    sampling: Sampling, seed: int, first_draw: int, vocab_size: int
-) -> _engine.Sampler:
+def _sampler(sampling: Sampling, seed: int, first_draw: int, vocab_size: int) -> _engine.Sampler:
     return _engine.Sampler(
         vocab_size=vocab_size,
         temperature=sampling.temperature,

@@ -13,6 +13,7 @@ from .checks import file_path, shown
 from .errors import GrebeError, InvalidArgumentError, StorageError
 
 if TYPE_CHECKING:
+    from .cache import Cache
     from .generate import Generation
     from .model import Model
     from .session import Session
@@ -70,7 +71,9 @@ def session_file(name: str) -> Path:
     return path
 
 
-def open_session(model: Model, path: Path, n_ctx: int | None) -> Session:
+def open_session(
+    model: Model, path: Path, n_ctx: int | None, cache: Cache | None = None
+) -> Session:
     """The session of a file, or a new one where there is none yet.
 
     Raises:
@@ -78,9 +81,9 @@ def open_session(model: Model, path: Path, n_ctx: int | None) -> Session:
         FormatError: it is damaged.
     """
     if not path.exists():
-        return model.session(n_ctx)
+        return model.session(n_ctx, cache=cache)
     try:
-        return model.restore(path, n_ctx=n_ctx)
+        return model.restore(path, n_ctx=n_ctx, cache=cache)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(
             f"{error}; use the model and the options that it was made with, or another session, "

@@ -341,3 +341,18 @@ def test_files_are_for_the_owner(cache, tmp_path):
     assert (tmp_path / "kv").stat().st_mode & 0o777 == 0o700
     for file in (tmp_path / "kv").iterdir():
         assert file.stat().st_mode & 0o777 == 0o600, file
+
+
+def test_the_command_line_reads_a_prompt_once(tmp_path):
+    """``grebe run --cache DIR``: the same text, and the second time from the last anchor on."""
+    command = [sys.executable, "-m", "grebe", "run", "--greedy", "--max-tokens", "5", "--json",
+               "--cache", str(tmp_path / "kv"), "A small bird dived deep. " * 60]  # fmt: skip
+    import json
+
+    totals = []
+    for _ in range(2):
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        totals.append(json.loads(lines.splitlines()[-1]))
+    assert totals[0]["text"] == totals[1]["text"]
+    assert totals[0]["usage"]["cached_tokens"] == 0
+    assert totals[1]["usage"]["prompt_tokens"] - totals[1]["usage"]["cached_tokens"] <= 128
