@@ -12,6 +12,7 @@ class Eviction {
   Eviction(Index& index, uint64_t bytes, const PinnedBlocks& pinned)
       : index_(index), pinned_(pinned), wanted_(bytes) {
     records_ = index.parents_first();
+    protected_ticks_ = std::min<uint64_t>(kProtectedTicks, records_.size() / 2);
     for (Record* r : records_) r->n_needing = 0;
     for (const Record* r : records_)
       if (r->is_anchor())
@@ -35,7 +36,7 @@ class Eviction {
   };
 
   bool is_protected(const Record& r) const {
-    return !also_protected_ && index_.clock() - r.last_use < kProtectedTicks;
+    return !also_protected_ && index_.clock() - r.last_use < protected_ticks_;
   }
   bool may_drop(const Record& block) const {
     return block.n_needing == 0 && block.blocks.empty() && block.anchors.empty() &&
@@ -108,7 +109,7 @@ class Eviction {
   Index& index_;
   const PinnedBlocks& pinned_;
   const uint64_t wanted_;
-  uint64_t freed_ = 0;
+  uint64_t freed_ = 0, protected_ticks_ = 0;
   bool also_protected_ = false;
   std::vector<Record*> records_;
   std::unordered_set<const Record*> gone_;

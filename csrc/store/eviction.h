@@ -15,7 +15,7 @@
 namespace grebe {
 
 /// So many ticks of the clock a record is not evicted as long as there is another: a session that
-/// writes has blocks that no anchor needs yet.
+/// writes has blocks that no anchor needs yet. In a store of few records, half as many as those.
 constexpr uint64_t kProtectedTicks = 256;
 
 /// Blocks that must stay with the anchors on them: what is being written follows them.

@@ -69,6 +69,7 @@ struct BlockStore::Impl {
   void compact(uint32_t number);
   void drop_segment_records(uint32_t number);  // under mutex
   void forget_segments(const std::vector<uint32_t>& numbers);
+  void remove_file(uint32_t number) noexcept;
   void sweep(const std::vector<std::string>& names) noexcept;
   uint64_t file_bytes() const;
   uint64_t resting_bytes() const;

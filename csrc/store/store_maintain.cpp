@@ -187,12 +187,16 @@ void BlockStore::Impl::forget_segments(const std::vector<uint32_t>& numbers) {
       counts.segments_removed++;
     }
     epoch++;
-    try {
-      storage->remove(path(segment_name(number)));
-    } catch (const IoError& e) {
-      note_failure(e, false);
-      needs_sweep = true;
-    }
+    remove_file(number);
+  }
+}
+
+void BlockStore::Impl::remove_file(uint32_t number) noexcept {
+  try {
+    storage->remove(path(segment_name(number)));
+  } catch (const std::exception& e) {
+    note_failure(e, false);
+    needs_sweep = true;
   }
 }
 
@@ -297,18 +301,17 @@ void BlockStore::Impl::give_back(uint64_t bytes) noexcept {
         const uint32_t number = least->first;
         freed += least->second.end;
         drop_segment_records(number);
-        index.segments.erase(number);
         pending.push_back(SegmentEntry{number, true});
         dead.push_back(number);
+        // From here on nothing may be written to it, whatever becomes of its file.
+        if (number == writer.open_number()) writer.seal();
+        index.segments.erase(number);
         counts.segments_removed++;
       }
     }
-    for (const uint32_t number : dead) {
-      if (number == writer.open_number()) writer.seal();
-      epoch++;
-      storage->remove(path(segment_name(number)));
-    }
-    if (recover()) flush_pending();
+    epoch++;
+    for (const uint32_t number : dead) remove_file(number);
+    try_to_flush();
   } catch (const std::exception&) {
     needs_sweep = true;
   }
