@@ -196,7 +196,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Session();
   void append(std::span<const int32_t> tokens, std::vector<float>* all, const Progress& progress);
   void reach(std::span<const int32_t> goal, int64_t n_common, int64_t limit);
-  void recover(const RowsLost& lost);
+  void recover(const RowsLost& lost, const Progress& progress);
   void write(SnapshotWriter& out) const;
   std::unique_ptr<Impl> impl_;
 };

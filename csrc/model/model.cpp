@@ -228,7 +228,7 @@ void Model::run_step(
         return &in.session->impl_->kv == lost.kv;
       });
       GREBE_ASSERT(at != inputs.end());
-      at->session->recover(lost);
+      at->session->recover(lost, progress);
     }
   }
 }

@@ -53,7 +53,7 @@ struct CacheStats {
   PagerStats pager;
 };
 
-class KvCache : public std::enable_shared_from_this<KvCache> {
+class KvCache {
  public:
   struct Options {
     StoreOptions store;
@@ -87,12 +87,13 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
     bool on_disk = false;  // the anchor is
   };
   /// The longest known state that covers more than min_pos and at most `limit` of the tokens.
-  /// `known`: names of the first blocks, as far as the caller has them.
+  /// `known`: names of the first blocks, as far as the caller has them; may_hit: count it.
   std::optional<Found> find(
       std::span<const int32_t> tokens,
       int64_t limit,
       int64_t min_pos,
-      std::span<const Digest> known);
+      std::span<const Digest> known,
+      bool may_hit);
   /// A block that is full now. Returns the one to use: an equal one if there is.
   std::shared_ptr<KvBlock> put_block(
       const Digest& id,
@@ -106,8 +107,9 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
       std::span<const int32_t> tail_tokens,
       std::shared_ptr<const Checkpoint> checkpoint,
       std::shared_ptr<KvBlock> tail);
-  enum class AnchorState { kGone, kWaiting, kWritten };
-  /// Hands an anchor to the writer. kWaiting: not now, the writer is busy.
+  enum class AnchorState { kGone, kWaiting, kTaken };
+  /// Hands an anchor to the writer, which tries again while the disk refuses it. kWaiting: not now,
+  /// the writer is busy.
   AnchorState write_anchor(const Digest& id);
   /// Writes the anchor if the session stays away from it for a while.
   void write_anchor_later(const Digest& id);
@@ -123,11 +125,12 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   /// Keeps a block's rows where they are until let_rows_go(); false: on disk only.
   bool hold_rows(KvBlock& block);
   void let_rows_go(KvBlock& block);
-  /// The disk lost rows of a block: forgets it.
-  void forget(const RecordKey& key);
+  /// The disk does not give the rows of a block: forgets it. Returns an equal one that has them, if
+  /// there is.
+  std::shared_ptr<KvBlock> replace_lost(const Digest& id, const std::shared_ptr<KvBlock>& lost);
 
  private:
-  enum class Saved { kNo, kQueued, kYes };
+  enum class Saved { kNo, kWaiting, kQueued, kYes };
   using Clock = std::chrono::steady_clock;
   struct BlockNode {
     std::shared_ptr<KvBlock> block;
@@ -158,7 +161,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
       std::span<const Digest> chain);
   bool load(
       const Candidate& candidate, std::span<const int32_t> tokens, size_t& n_good, Found& found);
-  bool load_block(const Digest& id, KvBlock& block);
+  Decoded load_block(const Digest& id, KvBlock& block);
   bool load_anchor(const Candidate& candidate, Found& found);
   std::shared_ptr<KvBlock> new_block(bool with_rows) const;
   bool submit_block(const Digest& id, BlockNode& node);
@@ -168,7 +171,8 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   NewRecord encode_block(const Digest& id);
   NewRecord encode_anchor(const Digest& id);
   void put_on_hold();
-  void save_ancestors(const Digest& id);
+  void check_saved();
+  bool save_block(const Digest& id, BlockNode& node);
   void keep_house();
 
   std::shared_ptr<void> owner_;
@@ -186,7 +190,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
   std::unordered_map<Digest, BlockNode, DigestHash> blocks_;
   std::unordered_map<Digest, AnchorNode, DigestHash> anchors_;
   std::vector<Digest> waiting_;  // blocks that the writer has not taken yet, parents first
-  std::vector<std::pair<Clock::time_point, Digest>> later_;  // anchors
+  std::unordered_map<Digest, Clock::time_point, DigestHash> later_;  // anchors, and when
   Clock::time_point hold_{};     // until then nothing waiting is offered to the writer
   Clock::duration hold_time_{};  // grows while the disk refuses
   uint64_t n_failed_ = 0;
@@ -198,7 +202,7 @@ class KvCache : public std::enable_shared_from_this<KvCache> {
     std::condition_variable wake;
     std::thread housekeeper;
   };
-  std::unique_ptr<StoreWriter> writer_;
+  std::shared_ptr<StoreWriter> writer_;
   std::unique_ptr<Threads> threads_ = std::make_unique<Threads>();
 };
 

@@ -154,33 +154,34 @@ void KvCodec::encode_anchor(
   anchor_pieces(anchor, triples.data(), tail, write);
 }
 
-bool KvCodec::decode_keys(const RecordView& view, const Digest& id, KvBlock& block) const {
+Decoded KvCodec::decode_keys(const RecordView& view, const Digest& id, KvBlock& block) const {
   std::vector<uint8_t> bytes(rows_offset_);
-  if (!view.read(0, bytes.data(), bytes.size())) return false;
+  if (!view.read(0, bytes.data(), bytes.size())) return Decoded::kUnreadable;
   PageReader read{bytes.data(), id, 0};
   key_pieces(block.keys.data(), kBlockTokens, read);
-  return read.good;
+  return read.good ? Decoded::kGood : Decoded::kDamaged;
 }
 
-bool KvCodec::decode_rows(
+Decoded KvCodec::decode_rows(
     const RecordView& view, const Digest& id, int64_t n_rows, uint8_t* rows) const {
   const int64_t n_pages = (n_rows + kRowsPerPage - 1) / kRowsPerPage;
   std::vector<uint8_t> bytes(n_pages * (row_page_bytes() + kPageChecksumBytes));
   for (size_t k = 0; k < layout_.layers_4.size(); k++) {
     const int32_t first = static_cast<int32_t>(k) * row_pages_;
-    if (!view.read(row_page_offset(first), bytes.data(), bytes.size())) return false;
+    if (!view.read(row_page_offset(first), bytes.data(), bytes.size())) return Decoded::kUnreadable;
     PageReader read{bytes.data(), id, row_page_number(first)};
     uint8_t* to = rows + layout_.layers[layout_.layers_4[k]].kv_offset;
     for (int64_t p = 0; p < n_pages; p++) read(to + p * row_page_bytes(), row_page_bytes(), false);
-    if (!read.good) return false;
+    if (!read.good) return Decoded::kDamaged;
   }
-  return true;
+  return Decoded::kGood;
 }
 
-bool KvCodec::decode_anchor(
+Decoded KvCodec::decode_anchor(
     const RecordView& view, const Digest& id, Checkpoint& anchor, KvBlock* tail) const {
   std::vector<uint8_t> bytes(anchor_payload_bytes(anchor.pos % kBlockTokens));
-  return view.read(0, bytes.data(), bytes.size()) && decode_anchor(bytes.data(), id, anchor, tail);
+  if (!view.read(0, bytes.data(), bytes.size())) return Decoded::kUnreadable;
+  return decode_anchor(bytes.data(), id, anchor, tail) ? Decoded::kGood : Decoded::kDamaged;
 }
 
 bool KvCodec::decode_block(const uint8_t* payload, const Digest& id, KvBlock& block) const {

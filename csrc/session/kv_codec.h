@@ -20,6 +20,12 @@ namespace grebe {
 
 constexpr int32_t kRowsPerPage = 8;  // 4,676 bytes with their checksum on Flash
 
+enum class Decoded {
+  kGood,
+  kDamaged,     ///< a page is not as written
+  kUnreadable,  ///< the disk does not give it; it may another time
+};
+
 class KvCodec {
  public:
   explicit KvCodec(const KvLayout& layout);
@@ -43,10 +49,10 @@ class KvCodec {
   /// `tail`: the block that holds the tokens after the parent block; null when there are none.
   void encode_anchor(const Checkpoint& anchor, const KvBlock* tail, NewRecord& record) const;
 
-  /// Fill allocated memory; false when a page is damaged or cannot be read.
-  bool decode_keys(const RecordView& view, const Digest& id, KvBlock& block) const;
-  bool decode_rows(const RecordView& view, const Digest& id, int64_t n_rows, uint8_t* rows) const;
-  bool decode_anchor(
+  /// Fill allocated memory.
+  Decoded decode_keys(const RecordView& view, const Digest& id, KvBlock& block) const;
+  Decoded decode_rows(const RecordView& view, const Digest& id, int64_t n_rows, uint8_t* rows) const;
+  Decoded decode_anchor(
       const RecordView& view, const Digest& id, Checkpoint& anchor, KvBlock* tail) const;
   /// From payloads in memory, whole ones.
   bool decode_block(const uint8_t* payload, const Digest& id, KvBlock& block) const;

@@ -1,6 +1,8 @@
 // The reading half of KvCache: from tokens to the longest state that is known.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <new>
 
 #include "core/error.h"
 #include "session/kv_cache.h"
@@ -8,7 +10,14 @@
 namespace grebe {
 namespace {
 
-constexpr int kMaxAttempts = 16;  // each one that fails drops what was damaged
+constexpr int kMaxAttempts = 16;  // each one that fails asks for less
+
+// Reads again before it believes that the disk cannot.
+template <class F>
+Decoded twice(F&& read) {
+  const Decoded first = read();
+  return first == Decoded::kGood ? first : read();
+}
 
 }  // namespace
 
@@ -44,12 +53,14 @@ std::optional<KvCache::Found> KvCache::find(
     std::span<const int32_t> tokens,
     int64_t limit,
     int64_t min_pos,
-    std::span<const Digest> known) {
+    std::span<const Digest> known,
+    bool may_hit) {
   {
     std::lock_guard lock(mutex_);
     if (closed_ || limit / kCheckpointTokens * kCheckpointTokens <= min_pos) return std::nullopt;
-    stats_.n_lookups++;
-    stats_.tokens_wanted += limit - min_pos;
+    // A session that only goes on has all that there can be; it is asked for and not counted.
+    if (may_hit) stats_.n_lookups++;
+    if (may_hit) stats_.tokens_wanted += limit - min_pos;
   }
   std::vector<Digest> chain(known.begin(), known.end());
   const size_t n_full = limit / kBlockTokens;
@@ -66,6 +77,7 @@ std::optional<KvCache::Found> KvCache::find(
     const std::optional<Candidate> candidate = choose(tokens, limit, min_pos, chain);
     if (!candidate) {
       std::lock_guard lock(mutex_);
+      if (!may_hit) return std::nullopt;
       (static_cast<int64_t>(chain.size()) * kBlockTokens > min_pos ? stats_.misses_no_anchor
                                                                    : stats_.misses_unknown)++;
       return std::nullopt;
@@ -77,6 +89,7 @@ std::optional<KvCache::Found> KvCache::find(
       if (load(*candidate, tokens, n_good, found)) {
         std::lock_guard lock(mutex_);
         stats_.n_hits++;
+        if (!may_hit) stats_.n_lookups++;
         stats_.tokens_found += candidate->pos - min_pos;
         return found;
       }
@@ -85,7 +98,8 @@ std::optional<KvCache::Found> KvCache::find(
       stats_.misses_memory++;
       return std::nullopt;
     }
-    chain.resize(std::min(chain.size(), n_good));
+    if (n_good < found.chain.size()) chain.resize(n_good);
+    limit = candidate->pos - 1;
     std::lock_guard lock(mutex_);
     stats_.misses_damaged++;
   }
@@ -102,8 +116,8 @@ std::shared_ptr<KvBlock> KvCache::new_block(bool with_rows) const {
   return block;
 }
 
-// Brings blocks and anchor into RAM. False: some were damaged and have been dropped; n_good blocks
-// before the first of them are fine.
+// Brings blocks and anchor into RAM. False: some are damaged (and dropped) or cannot be read now;
+// n_good blocks before the first of them are fine.
 bool KvCache::load(
     const Candidate& candidate, std::span<const int32_t> tokens, size_t& n_good, Found& found) {
   const size_t n = found.chain.size();
@@ -123,15 +137,21 @@ bool KvCache::load(
     }
   }
   for (size_t i : missing) found.blocks[i] = new_block(!pageable_);
-  std::vector<uint8_t> good(missing.size());
+  std::vector<Decoded> decoded(missing.size(), Decoded::kUnreadable);
+  std::atomic<bool> no_memory{false};
   io_.parallel_for(static_cast<int64_t>(missing.size()), [&](int64_t m) {
-    good[m] = load_block(found.chain[missing[m]], *found.blocks[missing[m]]);
+    try {
+      decoded[m] = load_block(found.chain[missing[m]], *found.blocks[missing[m]]);
+    } catch (const std::exception&) {
+      no_memory = true;
+    }
   });
+  if (no_memory) throw std::bad_alloc();
   {
     std::lock_guard lock(mutex_);
     changed_ = true;
     stats_.blocks_from_ram += n - missing.size();
-    for (size_t m = 0; m < missing.size() && good[m]; m++) {
+    for (size_t m = 0; m < missing.size() && decoded[m] == Decoded::kGood; m++) {
       const size_t i = missing[m];
       const auto [at, fresh] = blocks_.try_emplace(found.chain[i]);
       BlockNode& node = at->second;
@@ -151,29 +171,30 @@ bool KvCache::load(
     }
   }
   for (size_t m = 0; m < missing.size(); m++) {
-    if (good[m]) continue;
-    store_->report_damage({RecordKind::kBlock, found.chain[missing[m]]});
+    if (decoded[m] == Decoded::kGood) continue;
+    if (decoded[m] == Decoded::kDamaged) {
+      store_->report_damage({RecordKind::kBlock, found.chain[missing[m]]});
+    }
     n_good = missing[m];
     return false;
   }
   return load_anchor(candidate, found);
 }
 
-bool KvCache::load_block(const Digest& id, KvBlock& block) {
+Decoded KvCache::load_block(const Digest& id, KvBlock& block) {
   const RecordKey key{RecordKind::kBlock, id};
-  const std::optional<RecordView> view = store_->view(key);
-  if (!view) return false;
-  try {
-    if (!pager_->codec().decode_keys(*view, id, block)) return false;
-    if (!pageable_) {
-      return layout_.rows_bytes == 0 ||
-             pager_->codec().decode_rows(*view, id, kBlockTokens / 4, block.rows.data());
+  return twice([&] {
+    const std::optional<RecordView> view = store_->view(key);
+    if (!view) return Decoded::kUnreadable;
+    const Decoded keys = pager_->codec().decode_keys(*view, id, block);
+    if (keys != Decoded::kGood) return keys;
+    if (pageable_) {
+      block.paged = std::make_shared<PagedRows>(pager_, key);
+      return Decoded::kGood;
     }
-    block.paged = std::make_shared<PagedRows>(pager_, key);
-    return true;
-  } catch (const std::bad_alloc&) {
-    return false;
-  }
+    if (layout_.rows_bytes == 0) return Decoded::kGood;
+    return pager_->codec().decode_rows(*view, id, kBlockTokens / 4, block.rows.data());
+  });
 }
 
 bool KvCache::load_anchor(const Candidate& candidate, Found& found) {
@@ -189,19 +210,20 @@ bool KvCache::load_anchor(const Candidate& candidate, Found& found) {
     }
   }
   if (!found.anchor) {
-    const std::optional<RecordView> view = store_->view(candidate.anchor);
-    if (!view) {
-      store_->report_damage(candidate.anchor);
-      return false;
-    }
     auto anchor = std::make_shared<Checkpoint>();
     anchor->pos = candidate.pos;
     anchor->ring = DeviceMemory(backend_, layout_.ring_bytes, "a checkpoint");
     anchor->pools = DeviceMemory(backend_, layout_.pool_bytes(), "a checkpoint");
     std::shared_ptr<KvBlock> tail;
     if (has_tail) tail = new_block(true);
-    if (!pager_->codec().decode_anchor(*view, candidate.anchor.id, *anchor, tail.get())) {
-      store_->report_damage(candidate.anchor);
+    const Digest& id = candidate.anchor.id;
+    const Decoded decoded = twice([&] {
+      const std::optional<RecordView> view = store_->view(candidate.anchor);
+      return view ? pager_->codec().decode_anchor(*view, id, *anchor, tail.get())
+                  : Decoded::kUnreadable;
+    });
+    if (decoded != Decoded::kGood) {
+      if (decoded == Decoded::kDamaged) store_->report_damage(candidate.anchor);
       return false;
     }
     found.anchor = std::move(anchor);

@@ -65,10 +65,10 @@ std::shared_ptr<KvBlock> KvState::copy_block(size_t i) const {
     std::memcpy(block->keys.data(), from.keys.data(), layout_->keys_bytes);
   if (from.rows.data()) {
     std::memcpy(block->rows.data(), from.rows.data(), layout_->rows_bytes);
-  } else if (from.paged) {
+  } else if (layout_->rows_bytes > 0) {
     const int64_t n_tokens = pos_ - static_cast<int64_t>(i) * kBlockTokens;
-    if (!from.paged->read(n_tokens / 4, block->rows.data())) {
-      RowsLost lost(static_cast<int64_t>(i), from.paged->key());
+    if (!from.paged || !from.paged->read(n_tokens / 4, block->rows.data())) {
+      RowsLost lost(static_cast<int64_t>(i));
       lost.kv = this;
       throw lost;
     }
@@ -99,7 +99,11 @@ void KvState::reserve(int64_t n) {
   table_->keys.reserve(end);
   table_->rows.reserve(end);
   for (size_t i = first; i < end; i++) {
-    if (i < table_->blocks.size() && sole_owner(table_->blocks[i])) continue;
+    // In place only where nobody else, the disk included, has what would be overwritten.
+    if (i < table_->blocks.size() && sole_owner(table_->blocks[i]) && !table_->blocks[i]->paged &&
+        (layout_->rows_bytes == 0 || table_->blocks[i]->rows.data())) {
+      continue;
+    }
     set_block(i, copy_block(i));
   }
 }
@@ -136,6 +140,7 @@ void KvState::adopt(
   checkpoints.push_back(checkpoint);
   table_ = std::move(table);
   checkpoints_ = std::move(checkpoints);
+  for (std::vector<int32_t>& rows : last_rows_) rows.clear();
   stamp_ = next_stamp();
   pos_ = checkpoint->pos;
   std::memcpy(ring_.data(), checkpoint->ring.data(), ring_.bytes());
@@ -231,6 +236,7 @@ void KvState::truncate(int64_t pos) {
     table_->rows.resize(blocks);
   }
   while (!checkpoints_.empty() && checkpoints_.back()->pos > pos) checkpoints_.pop_back();
+  for (std::vector<int32_t>& rows : last_rows_) rows.clear();
   pos_ = pos;
 }
 

@@ -24,7 +24,9 @@ constexpr int64_t kCheckpointsPerStep = 4;  // at every aligned position of that
 constexpr size_t kMaxCheckpoints = 12;      // about 3.7 MB each on Flash
 
 /// What 512 tokens leave behind. A full one never changes again and may be shared by any number of
-/// sessions.
+/// sessions. Who has a cache: `rows` leave under the model's and the cache's mutex together, and
+/// `paged` comes once, under the cache's, while rows are still there; so a step, which holds the
+/// model's, looks at `paged` only where there are no rows.
 struct KvBlock {
   DeviceMemory keys;
   DeviceMemory rows;                 ///< none while they are on disk only

@@ -37,7 +37,9 @@ RecordView PagedRows::view() const {
 }
 
 bool PagedRows::read(int64_t n_rows, uint8_t* rows) const {
-  return pager_->codec().decode_rows(view(), key_.id, n_rows, rows);
+  const Decoded decoded = pager_->codec().decode_rows(view(), key_.id, n_rows, rows);
+  if (decoded == Decoded::kDamaged) damaged_ = true;
+  return decoded == Decoded::kGood;
 }
 
 RowPager::RowPager(const KvLayout& layout, std::shared_ptr<BlockStore> store)
@@ -52,6 +54,12 @@ void RowPager::set_budget(uint64_t bytes) {
        f >= 0 && frames_.size() - free_.size() > max_frames_;
        f--) {
     if (frames_[f].owner && !frames_[f].loading) drop_frame(f);
+  }
+  if (free_.size() == frames_.size()) {  // else their memory serves the next ones
+    frames_.clear();
+    free_.clear();
+    slabs_.clear();
+    hand_ = 0;
   }
 }
 
@@ -76,7 +84,8 @@ void RowPager::drop_frame(int32_t frame) {
 
 // A frame that the gather `pin` does not need; kAbsent when there is none.
 int32_t RowPager::take_frame(uint64_t pin) {
-  if (free_.empty() && frames_.size() < max_frames_) {
+  const bool may_grow = frames_.size() - free_.size() < max_frames_;
+  if (free_.empty() && may_grow) {
     const int32_t first = static_cast<int32_t>(frames_.size());
     try {
       frames_.reserve(first + kFramesPerSlab);
@@ -90,17 +99,18 @@ int32_t RowPager::take_frame(uint64_t pin) {
       max_frames_ = frames_.size();
     }
   }
-  for (size_t turn = 0; free_.empty() && turn < 2 * frames_.size(); turn++) {
+  for (size_t turn = 0; (free_.empty() || !may_grow) && turn < 2 * frames_.size(); turn++) {
     hand_ = (hand_ + 1) % frames_.size();
     Frame& f = frames_[hand_];
-    if (f.loading || f.pin == pin) continue;
+    if (!f.owner || f.loading || f.pin == pin) continue;
     if (f.referenced) {
       f.referenced = false;
     } else {
       drop_frame(static_cast<int32_t>(hand_));
+      break;
     }
   }
-  if (free_.empty()) return kAbsent;
+  if (free_.empty() || frames_.size() - free_.size() >= max_frames_) return kAbsent;
   const int32_t frame = free_.back();
   free_.pop_back();
   return frame;
@@ -121,10 +131,14 @@ std::vector<RowPager::Wanted> RowPager::pages_of(int32_t k, std::span<const int3
 
 bool RowPager::read_page(const PagedRows& rows, int32_t page, uint8_t* to) const {
   const size_t n = codec_.row_page_bytes();
-  if (!rows.view().read(codec_.row_page_offset(page), to, n + kPageChecksumBytes)) return false;
-  uint32_t sum;
-  std::memcpy(&sum, to + n, sizeof sum);
-  return sum == page_checksum(rows.key().id, codec_.row_page_number(page), to, n);
+  for (int attempt = 0; attempt < 2; attempt++) {  // before it believes that the disk cannot
+    if (!rows.view().read(codec_.row_page_offset(page), to, n + kPageChecksumBytes)) continue;
+    uint32_t sum;
+    std::memcpy(&sum, to + n, sizeof sum);
+    if (sum == page_checksum(rows.key().id, codec_.row_page_number(page), to, n)) return true;
+    if (attempt == 1) rows.damaged_ = true;
+  }
+  return false;
 }
 
 // Reads pages into their frames and says so.
@@ -150,7 +164,16 @@ void RowPager::gather(
     uint8_t* out) {
   const std::vector<Wanted> wanted = pages_of(k, rows);
   const int64_t layer_offset = layout_.layers[layout_.layers_4[k]].kv_offset;
-  if (stream) {
+  bool frames;
+  {
+    std::lock_guard lock(mutex_);
+    frames = max_frames_ > 0;
+  }
+  if (stream || !frames) {
+    if (!stream) {
+      std::lock_guard lock(mutex_);
+      stats_.misses += wanted.size();
+    }
     gather_runs(blocks, wanted, rows, layer_offset, out);
   } else {
     gather_frames(blocks, wanted, rows, layer_offset, out);
@@ -204,7 +227,7 @@ void RowPager::gather_frames(
     if (end == begin && lost < 0) {  // no frame at all: past them
       const Wanted& w = wanted[begin];
       const PagedRows& paged = *blocks[w.i_block]->paged;
-      if (!read_page(paged, w.page, own.data())) throw RowsLost(w.i_block, paged.key());
+      if (!read_page(paged, w.page, own.data())) throw RowsLost(w.i_block);
       {
         std::lock_guard lock(mutex_);
         stats_.misses++;
@@ -231,11 +254,11 @@ void RowPager::gather_frames(
         loaded_.wait(lock, [&] { return !frames_[frame_of[i]].loading; });
         if (frames_[frame_of[i]].failed) {
           drop_frame(frame_of[i]);
-          throw RowsLost(wanted[i].i_block, blocks[wanted[i].i_block]->paged->key());
+          throw RowsLost(wanted[i].i_block);
         }
       }
     }
-    if (lost >= 0) throw RowsLost(lost, {});
+    if (lost >= 0) throw RowsLost(lost);
     for (; begin < end; begin++) {
       const Wanted& w = wanted[begin];
       const uint8_t* const page =
@@ -272,14 +295,15 @@ void RowPager::gather_runs(
     const int32_t first = wanted[begin].page;
     const uint8_t* resident = block.rows.data();
     std::vector<uint8_t> bytes;
+    bool whole = false;
     if (!resident) {
-      const size_t n = (wanted[end - 1].page - first + 1) * (page_bytes + kPageChecksumBytes);
-      bytes.resize(n);
-      if (!block.paged ||
-          !block.paged->view().read(codec_.row_page_offset(first), bytes.data(), n)) {
+      if (!block.paged) {
         failed[task] = 1;
         return;
       }
+      const size_t n = (wanted[end - 1].page - first + 1) * (page_bytes + kPageChecksumBytes);
+      bytes.resize(n);
+      whole = block.paged->view().read(codec_.row_page_offset(first), bytes.data(), n);
       n_read += n;
     }
     for (size_t w = begin; w < end; w++) {
@@ -288,12 +312,14 @@ void RowPager::gather_runs(
         page = resident + layer_offset +
                rows[wanted[w].begin] % kRowsPerBlock / kRowsPerPage * page_bytes;
       } else {
-        page = bytes.data() + (wanted[w].page - first) * (page_bytes + kPageChecksumBytes);
+        uint8_t* const own =
+            bytes.data() + (wanted[w].page - first) * (page_bytes + kPageChecksumBytes);
+        page = own;
         uint32_t sum;
-        std::memcpy(&sum, page + page_bytes, sizeof sum);
-        if (sum !=
-            page_checksum(
-                block.paged->key().id, codec_.row_page_number(wanted[w].page), page, page_bytes)) {
+        std::memcpy(&sum, own + page_bytes, sizeof sum);
+        const uint32_t number = codec_.row_page_number(wanted[w].page);
+        if ((!whole || sum != page_checksum(block.paged->key().id, number, own, page_bytes)) &&
+            !read_page(*block.paged, wanted[w].page, own)) {
           failed[task] = 1;
           return;
         }
@@ -305,9 +331,7 @@ void RowPager::gather_runs(
   });
   for (size_t task = 0; task < runs.size(); task++) {
     if (!failed[task]) continue;
-    const int64_t i_block = wanted[runs[task].first].i_block;
-    const auto& paged = blocks[i_block]->paged;
-    throw RowsLost(i_block, paged ? paged->key() : RecordKey{});
+    throw RowsLost(wanted[runs[task].first].i_block);
   }
   std::lock_guard lock(mutex_);
   stats_.streamed_bytes += n_read;
@@ -322,6 +346,7 @@ void RowPager::prefetch(
     std::lock_guard lock(mutex_);
     const uint64_t pin = last_pin_;  // what was gathered last is not given up for a guess
     for (const Wanted& w : wanted) {
+      if (w.i_block >= static_cast<int64_t>(blocks.size())) break;
       const KvBlock& block = *blocks[w.i_block];
       if (block.rows.data() || !block.paged) continue;
       int32_t& frame = block.paged->frames_[w.page];

@@ -10,6 +10,7 @@
 // again from its tokens.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -27,10 +28,9 @@ class RowPager;
 
 /// The disk does not have the rows of a block any more.
 struct RowsLost : Error {
-  RowsLost(int64_t i_block, const RecordKey& key)
-      : Error("rows of a KV block could not be read back"), i_block(i_block), key(key) {}
-  int64_t i_block;  ///< in the session
-  RecordKey key;
+  explicit RowsLost(int64_t i_block)
+      : Error("rows of a KV block could not be read back"), i_block(i_block) {}
+  int64_t i_block;              ///< in the session
   const KvState* kv = nullptr;  ///< whose
 };
 
@@ -43,6 +43,8 @@ class PagedRows {
   const RecordKey& key() const { return key_; }
   /// The first n_rows rows of every layer into a block's row memory; false when damaged or gone.
   bool read(int64_t n_rows, uint8_t* rows) const;
+  /// A page was there and was not as written.
+  bool damaged() const { return damaged_; }
 
  private:
   friend class RowPager;
@@ -53,6 +55,7 @@ class PagedRows {
   mutable std::mutex mutex_;  // of the view
   mutable RecordView view_;
   mutable uint64_t epoch_ = 0;   // of the store, when the view was taken
+  mutable std::atomic<bool> damaged_{false};
   std::vector<int32_t> frames_;  // of each row page: its frame, kAbsent; under the pager's mutex
 };
 
@@ -63,7 +66,7 @@ struct PagerStats {
   uint64_t frame_bytes = 0;       ///< held now
 };
 
-class RowPager : public std::enable_shared_from_this<RowPager> {
+class RowPager {
  public:
   RowPager(const KvLayout& layout, std::shared_ptr<BlockStore> store);
   ~RowPager();

@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "grebe.h"
@@ -28,6 +30,10 @@ void Session::Impl::check_room(int64_t n_tokens) const {
 Session::Session() = default;
 Session::~Session() {
   if (!impl_ || !impl_->cache) return;
+  if (impl_->model->impl_->pid != getpid()) {  // locks may be held by threads of the parent
+    (void)impl_.release();
+    return;
+  }
   const std::shared_ptr<KvCache> cache = impl_->cache->cache();
   const std::shared_ptr<Model> model = impl_->model;
   try {
@@ -105,14 +111,23 @@ void Session::reach(std::span<const int32_t> goal, int64_t n_common, int64_t lim
   if (s.cache) s.cache->truncate(own);
 }
 
-// The disk has lost rows that the state rests on: computes them again from the tokens. What another
-// block loses meanwhile leads back to the first token, where nothing rests on a disk.
-void Session::recover(const RowsLost& lost) {
+// The disk does not give rows that the state rests on: takes them from another session that has
+// computed them again, or does so itself from the tokens. What another block loses meanwhile leads
+// back to the first token, where nothing rests on a disk.
+void Session::recover(const RowsLost& lost, const Progress& progress) {
   Impl& s = *impl_;
-  const std::vector<int32_t> goal(s.tokens.view().begin(), s.tokens.view().end());
+  const size_t i = static_cast<size_t>(lost.i_block);
   const bool again = s.recovering;
-  s.cache->cache()->forget(lost.key);
+  if (std::shared_ptr<KvBlock> known = s.cache->replace_lost(s.kv, i)) {
+    std::lock_guard lock(s.model->impl_->mutex);
+    s.kv.share_block(i, std::move(known));
+    return;
+  }
   if (again) throw lost;
+  const std::vector<int32_t> goal(s.tokens.view().begin(), s.tokens.view().end());
+  Progress cancel;
+  cancel.layer = progress.layer;
+  if (progress.layer) cancel.chunk = [&](int64_t, int64_t) { return progress.layer(); };
   struct Recovering {
     Impl& s;
     explicit Recovering(Impl& impl) : s(impl) { set(true); }
@@ -125,13 +140,13 @@ void Session::recover(const RowsLost& lost) {
   try {
     const int64_t limit = std::min<int64_t>(lost.i_block * kBlockTokens, s.kv.pos());
     reach(goal, static_cast<int64_t>(goal.size()), limit);
-    append(std::span(goal).subspan(pos()), nullptr, {});
+    append(std::span(goal).subspan(pos()), nullptr, cancel);
   } catch (const RowsLost&) {
     s.kv.restore(nullptr);
     s.tokens.truncate(0);
     s.logits.clear();
     s.cache->truncate(0);
-    append(goal, nullptr, {});
+    append(goal, nullptr, cancel);
   }
 }
 

@@ -39,7 +39,8 @@ std::optional<int64_t> SessionCache::resume(
     int64_t min_pos) {
   const size_t n_known = std::min<size_t>(chain_.size(), n_common / kBlockTokens);
   std::optional<KvCache::Found> found =
-      cache_->find(tokens, limit, min_pos, std::span(chain_).first(n_known));
+      cache_->find(
+      tokens, limit, min_pos, std::span(chain_).first(n_known), min_pos == 0 || min_pos < n_common);
   if (!found) return std::nullopt;
   kv.adopt(std::move(found->blocks), found->anchor);
   chain_ = std::move(found->chain);
@@ -47,6 +48,10 @@ std::optional<int64_t> SessionCache::resume(
   if (found->on_disk) anchored_ = kv.pos();
   anchored_ = std::min(anchored_, kv.pos());
   return kv.pos();
+}
+
+std::shared_ptr<KvBlock> SessionCache::replace_lost(const KvState& kv, size_t i) {
+  return i < chain_.size() ? cache_->replace_lost(chain_[i], kv.blocks()[i]) : nullptr;
 }
 
 void SessionCache::truncate(int64_t pos) {
@@ -115,7 +120,7 @@ void SessionCache::mark(
       kAnchorShare * static_cast<double>(block_bytes_) + kFreeAnchors * static_cast<double>(bytes);
   const bool affordable = static_cast<double>(anchor_bytes_ + bytes) <= allowed;
   if (affordable && pos - anchored_ >= kAnchorSpacing &&
-      cache_->write_anchor(id) == KvCache::AnchorState::kWritten) {
+      cache_->write_anchor(id) == KvCache::AnchorState::kTaken) {
     anchored_ = pos;
     anchor_bytes_ += bytes;
     return;

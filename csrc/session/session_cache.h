@@ -49,6 +49,8 @@ class SessionCache {
       std::span<const int32_t> tokens,
       std::span<const std::shared_ptr<Checkpoint>> made,
       std::span<const int64_t> marks);
+  /// Block i of kv has lost its rows: an equal one that has them, or null.
+  std::shared_ptr<KvBlock> replace_lost(const KvState& kv, size_t i);
   /// While the session computes rows again that the disk lost: its blocks keep them in RAM.
   void set_recovering(bool recovering) { recovering_ = recovering; }
   /// A turn has ended here: the session may come back to this point.

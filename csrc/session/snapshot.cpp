@@ -25,7 +25,7 @@ class BlockView {
     if (hold_.resident || layout.rows_bytes == 0) return;
     read_.resize(layout.rows_bytes);
     if (block_.paged && block_.paged->read(n_rows, read_.data())) return;
-    throw RowsLost(static_cast<int64_t>(i), block_.paged ? block_.paged->key() : RecordKey{});
+    throw RowsLost(static_cast<int64_t>(i));
   }
   uint8_t* keys() const { return block_.keys.data(); }
   uint8_t* rows() { return read_.empty() ? block_.rows.data() : read_.data(); }
@@ -138,7 +138,7 @@ std::vector<uint8_t> Session::snapshot() {
       write(out);
       return bytes;
     } catch (const RowsLost& lost) {
-      recover(lost);
+      recover(lost, {});
     }
   }
 }
@@ -152,7 +152,7 @@ void Session::save(const std::string& path, const std::shared_ptr<Storage>& stor
       write(out);
       return file.commit();
     } catch (const RowsLost& lost) {
-      recover(lost);
+      recover(lost, {});
       file.restart();
     }
   }

@@ -78,6 +78,8 @@ bool StoreWriter::submit(WriteJob job) {
 
 bool StoreWriter::flush(milliseconds timeout) {
   std::unique_lock lock(impl_->mutex);
+  impl_->stats.paused = false;  // somebody waits: the disk may be well again
+  impl_->pause = milliseconds(0);
   const uint64_t last = impl_->n_submitted;
   return impl_->idle.wait_for(lock, timeout, [&] { return impl_->n_done >= last; });
 }
@@ -124,9 +126,16 @@ void StoreWriter::Impl::write(std::vector<WriteJob>& batch) {
   bool disk_failed = false;
   try {
     std::vector<NewRecord> records;
-    for (const WriteJob& job : batch) records.push_back(job.encode());
-    results = store->commit(records);
-    disk_failed = std::find(results.begin(), results.end(), CommitResult::kFailed) != results.end();
+    std::vector<size_t> encoded;
+    for (size_t i = 0; i < batch.size(); i++) {
+      NewRecord record = batch[i].encode();
+      if (record.payload.empty()) continue;  // there was no memory for it, or nothing to write
+      records.push_back(std::move(record));
+      encoded.push_back(i);
+    }
+    const std::vector<CommitResult> committed = store->commit(records);
+    for (size_t i = 0; i < encoded.size(); i++) results[encoded[i]] = committed[i];
+    disk_failed = std::find(committed.begin(), committed.end(), CommitResult::kFailed) != committed.end();
   } catch (const std::exception&) {  // no memory: not now
   }
   {

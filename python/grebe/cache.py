@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from . import _engine
-from .checks import number
+from .checks import integer, number
 from .errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -141,27 +141,36 @@ class Cache:
 
     def trim(self, ram_bytes: int = 0) -> None:
         """Let go of what is held in RAM beyond so many bytes and is on disk or unused."""
-        self._model._live.trim_cache(self._live, ram_bytes)
+        self._model._live.trim_cache(self._live, integer("ram_bytes", ram_bytes, 0, 2**62))
 
     def flush(self, timeout_s: float = 10.0) -> bool:
         """Wait until what is worth writing is on disk.
 
         Returns:
-            False when it is not: the time was too short, a budget or the disk refused it.
+            False when it is not: the time was too short, a budget or the disk refused it
+            (:attr:`CacheStats.last_error`). True for a cache that only reads: it has nothing to
+            write.
         """
-        return self._live.flush(number("timeout_s", timeout_s))
+        return self._live.flush(_seconds(timeout_s))
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Flush and stop writing. Its sessions go on without it. Twice is fine.
 
+        May take some seconds longer than ``timeout_s``: a write under way comes to its end.
+
         Returns:
             As :meth:`flush`.
         """
+        seconds = _seconds(timeout_s)
         if self._impl is None:
             return True
         engine, self._impl = self._impl, None
         _open.discard(self)
-        return engine.close(number("timeout_s", timeout_s))
+        return engine.close(seconds)
+
+    def __del__(self) -> None:
+        if getattr(self, "_impl", None) is not None:
+            self.close()
 
     def __enter__(self) -> Cache:
         return self
@@ -185,6 +194,13 @@ class Cache:
             f"<grebe.Cache {str(self._path)!r}: {s.blocks_on_disk} blocks, "
             f"{s.anchors_on_disk} anchors, {s.disk_bytes / 1e6:.1f} MB on disk>"
         )
+
+
+def _seconds(value: float) -> float:
+    seconds = number("timeout_s", value)
+    if not 0 <= seconds <= 1e6:
+        raise InvalidArgumentError(f"timeout_s is {seconds}; 0 to 1e6 seconds are expected")
+    return seconds
 
 
 def _close_all() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from . import _engine
-from .checks import callback, file_path, integer
+from .checks import callback, file_path, integer, shown
 from .config import Sampling
 from .errors import InvalidArgumentError
 from .events import Event
@@ -92,8 +92,9 @@ class Session:
             on_progress: called with (tokens done, tokens to do) after each chunk; what it raises
                 cancels the call.
             marks: with a cache, positions 0..len(tokens) that other prompts may share or come back
-                to: the end of the system part, ends of messages. The end of the prompt is one by
-                itself.
+                to: the end of the system part, ends of messages. Each counts as the multiple of
+                128 before it; those in what is not computed now have no effect. The end of the
+                prompt is one by itself.
 
         Returns:
             Number of tokens actually computed, for usage accounting.
@@ -106,6 +107,8 @@ class Session:
                 ``tokens``.
         """
         callback("on_progress", on_progress)
+        if not isinstance(marks, Sequence | np.ndarray):
+            raise InvalidArgumentError(f"marks is {shown(marks)}; positions are expected")
         places = [integer("marks", mark, 0, 2**62) for mark in marks]
         return self._live.prefill(tokens, on_progress, marks=places)
 
