@@ -65,7 +65,7 @@ struct BlockStore::Impl {
   bool reclaim(uint64_t target, const PinnedBlocks& pinned);
   /// The disk is full: gives files of about so many bytes back to it, without writing first.
   void give_back(uint64_t bytes) noexcept;
-  bool remove_dead_segments(bool open_too);
+  bool remove_dead_segments();
   void compact(uint32_t number);
   void drop_segment_records(uint32_t number);  // under mutex
   void forget_segments(const std::vector<uint32_t>& numbers);

@@ -49,7 +49,7 @@ bool BlockStore::Impl::maintain() {
     }
     if (is_worth_writing) flush_pending();
     if (file_bytes() > resting_bytes()) return reclaim(resting_bytes(), {});
-    if (remove_dead_segments(false)) return true;
+    if (remove_dead_segments()) return true;
     if (manifest_is_mostly_dead() && today_allows(manifest_bytes)) {
       rewrite_manifest();
       return true;
@@ -101,7 +101,7 @@ bool BlockStore::Impl::make_room(uint64_t bytes, const PinnedBlocks& pinned) {
 }
 
 bool BlockStore::Impl::reclaim(uint64_t target, const PinnedBlocks& pinned) {
-  if (remove_dead_segments(true)) return true;
+  if (remove_dead_segments()) return true;
   if (manifest_is_mostly_dead() && today_allows(manifest_bytes)) {
     rewrite_manifest();
     return true;
@@ -162,12 +162,12 @@ void BlockStore::Impl::drop_segment_records(uint32_t number) {
   }
 }
 
-bool BlockStore::Impl::remove_dead_segments(bool open_too) {
+bool BlockStore::Impl::remove_dead_segments() {
   std::vector<uint32_t> dead;
   {
     const std::lock_guard guard(mutex);
     for (const auto& [number, segment] : index.segments)
-      if (segment.live == 0 && (open_too || number != writer.open_number())) dead.push_back(number);
+      if (segment.live == 0) dead.push_back(number);
   }
   if (dead.empty()) return false;
   EntryList entries;
