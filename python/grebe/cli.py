@@ -1,4 +1,4 @@
-"""The command ``grebe``: run, inspect, bench, tokenize, perplexity, doctor.
+"""The command ``grebe``: run, inspect, bench, tokenize, perplexity, doctor, cache.
 
 Exit status: 0 done; 1 something failed; 2 wrong usage, a prompt that does not fit, a file that is
 damaged or not supported, a backend that is not there; 130 interrupted by Ctrl-C. Errors are one
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from . import commands
+from . import cache_commands, commands
 from .errors import (
     BackendUnavailableError,
     ContextOverflowError,
@@ -54,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_tokenize(commands_)
     _add_perplexity(commands_)
     _add_doctor(commands_)
+    cache_commands.add_parser(commands_)
     return parser
 
 
