@@ -356,3 +356,139 @@ def test_the_command_line_reads_a_prompt_once(tmp_path):
     assert totals[0]["text"] == totals[1]["text"]
     assert totals[0]["usage"]["cached_tokens"] == 0
     assert totals[1]["usage"]["prompt_tokens"] - totals[1]["usage"]["cached_tokens"] <= 128
+
+
+def test_a_session_that_went_back_while_its_rows_were_on_disk(tmp_path):
+    """What the last token chose may lie beyond where another prompt ends."""
+    model = models.load("tiny_gguf")  # two layers of ratio 4: one prefetches for the other
+    long, short = [t % 400 + 3 for t in tokens(3900)], [t % 400 + 3 for t in tokens(1100, 1)]
+    with model.open_cache(tmp_path / "kv", ram_bytes=1 << 20) as cache, cache.session() as s:
+        s.prefill(long)
+        cache.flush()
+        cache.trim()
+        for token in short[:5]:
+            s.decode(token)
+        with cache.session() as other:
+            other.prefill(short)
+        cache.flush()
+        cache.trim()
+        s.prefill([*short, 7])
+        cache.flush()
+        cache.trim()
+        s.decode(5)
+        assert np.array_equal(s.logits, fresh(model, [*short, 7, 5]))
+
+
+def test_forks_of_a_session_whose_rows_the_disk_lost(tmp_path):
+    """One computes them again, the others take them from it; going back into such a block is safe."""
+    model = models.load("tiny_gguf")
+    ids = [t % 400 + 3 for t in tokens(2600)]
+    with model.open_cache(tmp_path / "kv", ram_bytes=0) as cache, cache.session() as s:
+        s.prefill(ids)
+        forks = [s.fork() for _ in range(3)]
+        cache.flush()
+        cache.trim()
+        for file in (tmp_path / "kv").glob("segment-*"):
+            data = bytearray(file.read_bytes())
+            for at in range(2000, len(data), 1500):
+                data[at] ^= 1
+            with file.open("r+b") as f:  # the same file: it is open
+                f.write(data)
+        for token in tokens(8, 5):
+            s.decode(token % 400 + 3)
+        assert np.array_equal(s.logits, fresh(model, s.tokens))
+        assert cache.stats().rows_lost > 0
+        sealed = cache.stats().blocks_sealed
+        for f in forks[:2]:
+            f.decode(5)
+            assert np.array_equal(f.logits, fresh(model, [*ids, 5]))
+        assert cache.stats().blocks_sealed == sealed  # nothing was computed twice
+        forks[2].rewind(2300)
+        assert np.array_equal(forks[2].logits, fresh(model, ids[:2300]))
+
+
+def test_what_a_full_disk_drove_out_is_written_again(model, tmp_path):
+    storage = _engine.FaultyStorage(None, 1)
+    engine = model._live.open_cache(
+        tmp_path / "kv", budget_bytes=1 << 26, ram_bytes=1 << 26, daily_write_bytes=0,
+        read_only=False, storage=storage,
+    )  # fmt: skip
+    cache = grebe.Cache(model, engine, tmp_path / "kv")
+    ids = tokens(3500)
+    with cache.session() as s:
+        s.prefill(ids[:3000])
+        assert cache.flush()
+        storage.add("write", "fail", count=None, errno=28)
+        s.prefill(ids)
+        assert not cache.flush(1.0)
+        storage.clear()
+    assert cache.flush(20.0)
+    cache.close()
+    with model.open_cache(tmp_path / "kv") as again, again.session() as s:
+        assert s.prefill(ids) <= 128
+        assert np.array_equal(s.logits, fresh(model, ids))
+
+
+def test_blocks_that_others_drove_from_the_disk(model, tmp_path):
+    """A session whose rows were on disk only computes them again; one that has them keeps them."""
+    engine = model._live.open_cache(
+        tmp_path / "kv", budget_bytes=1 << 20, ram_bytes=0, daily_write_bytes=0, read_only=False
+    )
+    cache = grebe.Cache(model, engine, tmp_path / "kv")
+    first = cache.session()
+    first.prefill(tokens(2000))
+    for seed in range(1, 6):
+        cache.flush()
+        with cache.session() as s:
+            s.prefill(tokens(6000, seed))
+    cache.flush()
+    assert cache.stats().records_evicted > 0
+    assert cache.stats().disk_bytes <= 1 << 20
+    first.decode(5)
+    assert np.array_equal(first.logits, fresh(model, first.tokens))
+    assert cache.stats().rows_lost <= 1
+    again = cache.stats().rows_lost
+    cache.flush()
+    first.decode(6)
+    assert np.array_equal(first.logits, fresh(model, first.tokens))
+    assert cache.stats().rows_lost == again
+    cache.close()
+
+
+def test_one_failed_read_costs_nothing(model, tmp_path):
+    storage = _engine.FaultyStorage(None, 1)
+    engine = model._live.open_cache(
+        tmp_path / "kv", budget_bytes=1 << 26, ram_bytes=0, daily_write_bytes=0,
+        read_only=False, storage=storage,
+    )  # fmt: skip
+    cache = grebe.Cache(model, engine, tmp_path / "kv")
+    ids = tokens(2500)
+    with cache.session() as s:
+        s.prefill(ids)
+    assert cache.flush()
+    cache.trim()
+    for action in ("fail", "flip_bit"):
+        storage.add("read", action, count=1)
+        with cache.session() as s:
+            assert s.prefill(ids) <= 128
+            assert np.array_equal(s.logits, fresh(model, ids))
+        cache.trim()
+    assert storage.n_fired == 2
+    assert cache.stats().records_damaged == 0
+    cache.close()
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "x"])
+def test_times_are_checked(cache, value):
+    with pytest.raises(grebe.InvalidArgumentError, match="timeout_s is"):
+        cache.flush(value)
+    with pytest.raises(grebe.InvalidArgumentError, match="timeout_s is"):
+        cache.close(value)
+    assert cache.close()
+
+
+def test_other_arguments_are_checked(cache):
+    with pytest.raises(grebe.InvalidArgumentError, match="ram_bytes is -1"):
+        cache.trim(-1)
+    with cache.session() as s, pytest.raises(grebe.InvalidArgumentError, match="marks is 5"):
+        s.prefill([1, 2, 3], marks=5)  # type: ignore[arg-type]
