@@ -178,15 +178,9 @@ def end_at_every_operation(directory: Path, action: str, n_bytes: int) -> int:
     return n_killed
 
 
+# The end after an operation is the end before the next one.
 @pytest.mark.parametrize(
-    ("action", "n_bytes"),
-    [
-        ("end_before", 0),
-        ("end_after", 0),
-        ("torn_write", 1),
-        ("torn_write", 100),
-        ("garbage_write", 0),
-    ],
+    ("action", "n_bytes"), [("end_before", 0), ("torn_write", 100), ("garbage_write", 0)]
 )
 def test_a_killed_process(directory: Path, action: str, n_bytes: int):
     command = [sys.executable, "-m", MODULE, str(directory), action, str(n_bytes)]
@@ -197,9 +191,7 @@ def test_a_killed_process(directory: Path, action: str, n_bytes: int):
     assert int(result.stdout) > 80
 
 
-@pytest.mark.parametrize(
-    ("action", "n_bytes"), [("end_before", 0), ("end_after", 0), ("torn_write", 100)]
-)
+@pytest.mark.parametrize(("action", "n_bytes"), [("end_before", 0), ("torn_write", 100)])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_loss_of_power(directory: Path, action: str, n_bytes: int, seed: int):
     """Pages and names that were not synced may be there, or older ones, or none: in any mixture."""
@@ -272,7 +264,9 @@ def filled(directory: Path) -> dict[Key, bytes]:
     return content
 
 
-def found_in(directory: Path, content: dict[Key, bytes]) -> tuple[set[Key], str]:
+def found_in(
+    directory: Path, content: dict[Key, bytes], *, writes: bool = True
+) -> tuple[set[Key], str]:
     """What a store finds after damage, and what it says; none of it may be wrong where it is found sound."""
     store = _engine.Store(directory, budget_bytes=SMALL_BUDGET)
     said = store.stats()["dropped_at_open"]
@@ -288,6 +282,9 @@ def found_in(directory: Path, content: dict[Key, bytes]) -> tuple[set[Key], str]
         said += f" {len(damaged)} damaged"
         stats = store.stats()
         assert stats["records_damaged"] + stats["descendants_dropped"] >= len(damaged)
+    if not writes:
+        store.close()
+        return found, said
     add_root(store)
     assert set(store.commit(chain(777, 2))) == {"committed"}
     store.close()
@@ -322,7 +319,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest(directory: Path):
         damaged = bytearray(manifest)
         damaged[at] ^= 1 << generator.randrange(8)
         (d / "manifest.kv").write_bytes(damaged)
-        found, said = found_in(d, content)
+        found, said = found_in(d, content, writes=at % 8 == 0)
         good = [(kind, payload) for end, kind, payload in entries if end <= at or at < 8]
         expected = {(kinds[p[0]], p[1:33]) for kind, p in good if kind == 4}
         if any(kind == 5 for kind, _ in good):
