@@ -27,8 +27,8 @@ Record = dict[str, Any]
 
 MIN_ID_DIGITS = 6
 SHOWN_ID_DIGITS = 12
-# Of a store without records: less than any segment has, so that maintain() removes the last one.
-EMPTY_BUDGET = 4096
+# Less would have maintain() write small manifests again and again.
+MIN_BUDGET = 1 << 20
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -81,12 +81,11 @@ def _writer(directory: str) -> Store:
     from . import _engine
 
     reader = _reader(directory)  # no store: an error, and not a new directory
-    s = reader.stats()
+    file_bytes = reader.stats()["file_bytes"]
     reader.close()
     # Twice what is there: maintain() evicts nothing, and has room for all that it moves. Segments
     # are a sixteenth of the budget, so that nearly all of them are full and may be moved.
-    budget = 2 * s["file_bytes"] if s["n_blocks"] + s["n_anchors"] > 0 else 0
-    return _engine.Store(directory, budget_bytes=max(budget, EMPTY_BUDGET))
+    return _engine.Store(directory, budget_bytes=max(2 * file_bytes, MIN_BUDGET))
 
 
 def _why_read_only(directory: str, store: Store) -> str:
@@ -324,8 +323,9 @@ def _shrink(directory: str) -> int:
     """
     store = _writer(directory)
     try:
-        while store.maintain():
-            pass
+        for _ in range(4 * store.stats()["n_segments"] + 16):  # far more than it should need
+            if not store.maintain():
+                break
         return int(store.stats()["file_bytes"])
     finally:
         store.close()
