@@ -71,6 +71,7 @@ class Run:
         )
 
     def next_token(self, stream: str) -> int:
+        """Any token, or the last one again."""
         if stream == "random":
             self.token = int(self.rng.integers(3, self.model.config.vocab_size))
         return self.token
@@ -85,6 +86,7 @@ class Run:
         }
 
     def measure(self, stream: str, cold: bool, steps: int) -> dict[str, Any]:
+        """One row of the table."""
         paged, resident, pages = [], [], []
         for step in range(WARM_UP + steps):
             token = self.next_token(stream)
@@ -130,6 +132,8 @@ class Run:
         return row
 
     def close(self) -> None:
+        """Lets both sessions go."""
+        """Leave nothing behind."""
         self.paged.close()
         self.resident.close()
         self.cache.close()

@@ -48,6 +48,7 @@ class Traffic:
         self.conversations: list[list[list[int]]] = []
 
     def message(self, low: int, high: int) -> list[int]:
+        """Random token ids."""
         return [self.rng.randrange(300, self.vocab) for _ in range(self.rng.randint(low, high))]
 
     def next(self) -> list[list[int]]:
@@ -121,7 +122,14 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     pipe: Connection | None = None
     worker = None
-    counts = {"turns": 0, "compared_wrong": 0, "kills": 0, "restarts": 0, "wanted": 0, "computed": 0}
+    counts = {
+        "turns": 0,
+        "compared_wrong": 0,
+        "kills": 0,
+        "restarts": 0,
+        "wanted": 0,
+        "computed": 0,
+    }
     samples: list[tuple[int, int, int]] = []
     started = last = time.monotonic()
     next_kill = 0.0
@@ -172,7 +180,8 @@ def main() -> None:
         worker.kill()
     half = len(samples) // 2
     growth = (
-        statistics.median(s[0] for s in samples[half:]) / statistics.median(s[0] for s in samples[:half])
+        statistics.median(s[0] for s in samples[half:])
+        / statistics.median(s[0] for s in samples[:half])
         if half
         else 1.0
     )

@@ -51,7 +51,8 @@ class KvCodec {
 
   /// Fill allocated memory.
   Decoded decode_keys(const RecordView& view, const Digest& id, KvBlock& block) const;
-  Decoded decode_rows(const RecordView& view, const Digest& id, int64_t n_rows, uint8_t* rows) const;
+  Decoded decode_rows(
+      const RecordView& view, const Digest& id, int64_t n_rows, uint8_t* rows) const;
   Decoded decode_anchor(
       const RecordView& view, const Digest& id, Checkpoint& anchor, KvBlock* tail) const;
   /// From payloads in memory, whole ones.

@@ -261,8 +261,7 @@ void KvCache::block_written(const Digest& id, CommitResult result) {
       node.block->pinned = false;
       hold_time_ = {};
       if (pageable_ && !node.block->paged) {
-        node.block->paged =
-            std::make_shared<PagedRows>(pager_, RecordKey{RecordKind::kBlock, id});
+        node.block->paged = std::make_shared<PagedRows>(pager_, RecordKey{RecordKind::kBlock, id});
       }
       break;
     case CommitResult::kNoParent:  // evicted, while sessions went on from it

@@ -54,7 +54,7 @@ class PagedRows {
   RecordKey key_;
   mutable std::mutex mutex_;  // of the view
   mutable RecordView view_;
-  mutable uint64_t epoch_ = 0;   // of the store, when the view was taken
+  mutable uint64_t epoch_ = 0;  // of the store, when the view was taken
   mutable std::atomic<bool> damaged_{false};
   std::vector<int32_t> frames_;  // of each row page: its frame, kAbsent; under the pager's mutex
 };

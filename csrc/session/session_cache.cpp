@@ -38,8 +38,7 @@ std::optional<int64_t> SessionCache::resume(
     int64_t limit,
     int64_t min_pos) {
   const size_t n_known = std::min<size_t>(chain_.size(), n_common / kBlockTokens);
-  std::optional<KvCache::Found> found =
-      cache_->find(
+  std::optional<KvCache::Found> found = cache_->find(
       tokens, limit, min_pos, std::span(chain_).first(n_known), min_pos == 0 || min_pos < n_common);
   if (!found) return std::nullopt;
   kv.adopt(std::move(found->blocks), found->anchor);

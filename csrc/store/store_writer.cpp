@@ -135,7 +135,8 @@ void StoreWriter::Impl::write(std::vector<WriteJob>& batch) {
     }
     const std::vector<CommitResult> committed = store->commit(records);
     for (size_t i = 0; i < encoded.size(); i++) results[encoded[i]] = committed[i];
-    disk_failed = std::find(committed.begin(), committed.end(), CommitResult::kFailed) != committed.end();
+    disk_failed =
+        std::find(committed.begin(), committed.end(), CommitResult::kFailed) != committed.end();
   } catch (const std::exception&) {  // no memory: not now
   }
   {
