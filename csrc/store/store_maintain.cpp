@@ -15,6 +15,9 @@ constexpr uint64_t kManifestSlack = 64 << 10;
 constexpr size_t kUsesWorthWriting = 64;
 constexpr size_t kMaxDropCandidates = 16;  // segments whose cost of dropping is computed
 
+// With a name and a fingerprint of usual length.
+constexpr uint64_t kMaxRootEntryBytes = 512;
+
 }  // namespace
 
 uint64_t BlockStore::Impl::file_bytes() const {
@@ -29,7 +32,9 @@ uint64_t BlockStore::Impl::resting_bytes() const {
 
 bool BlockStore::Impl::manifest_is_mostly_dead() const {
   const std::lock_guard guard(mutex);
-  const uint64_t live = (index.n_blocks() + index.n_anchors()) * kRecordEntryBytes;
+  const uint64_t live = (index.n_blocks() + index.n_anchors()) * kRecordEntryBytes +
+                        index.roots().size() * kMaxRootEntryBytes +
+                        index.segments.size() * kRecordEntryBytes;
   return manifest_bytes > 2 * live + std::min(kManifestSlack, options.budget_bytes / 32);
 }
 
