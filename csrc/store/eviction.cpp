@@ -2,10 +2,25 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <queue>
 
 namespace grebe {
 namespace {
+
+// A segment's cost of dropping is computed for so many, those with the least data.
+constexpr size_t kMaxDropCandidates = 16;
+
+// Tokens that the anchor is likely to save.
+double worth(const Index& index, const Record& anchor) {
+  int64_t above = -1;  // position of the nearest anchor that a session could go on from instead
+  for (const Record* b = anchor.parent; b && above < 0; b = b->parent)
+    for (const Record* a : b->anchors)
+      if (a->info.pos < anchor.info.pos) above = std::max(above, a->info.pos);
+  const double saved = static_cast<double>(anchor.info.pos - std::max<int64_t>(above, 0));
+  const double age = static_cast<double>(index.clock() - anchor.last_use);
+  return saved * (1 + std::log2(1.0 + anchor.hits)) / (kProtectedTicks + age);
+}
 
 class Eviction {
  public:
@@ -90,20 +105,10 @@ class Eviction {
   }
 
   double value(const Record& anchor) const {
-    int64_t above = -1;  // position of the nearest anchor that a session could go on from instead
-    bool is_sole = true;
     uint64_t bytes = anchor.stored_bytes();
-    for (const Record* b = anchor.parent; b && (above < 0 || is_sole); b = b->parent) {
-      is_sole = is_sole && b->n_needing == 1;
-      if (is_sole) bytes += b->stored_bytes();
-      if (above >= 0) continue;
-      for (const Record* a : b->anchors)
-        if (a->info.pos < anchor.info.pos) above = std::max(above, a->info.pos);
-    }
-    const double saved = static_cast<double>(anchor.info.pos - std::max<int64_t>(above, 0));
-    const double age = static_cast<double>(index_.clock() - anchor.last_use);
-    const double likelihood = (1 + std::log2(1.0 + anchor.hits)) / (kProtectedTicks + age);
-    return saved * likelihood / static_cast<double>(bytes);
+    for (const Record* b = anchor.parent; b && b->n_needing == 1; b = b->parent)
+      bytes += b->stored_bytes();
+    return worth(index_, anchor) / static_cast<double>(bytes);
   }
 
   Index& index_;
@@ -127,21 +132,42 @@ std::vector<RecordKey> evict(Index& index, uint64_t bytes, const PinnedBlocks& p
   return Eviction(index, bytes, pinned).run();
 }
 
-std::optional<uint64_t> cost_of_dropping(
-    const Index& index, uint32_t segment, const PinnedBlocks& pinned) {
+namespace {
+
+// What goes with the records of a segment: worth of the anchors, infinite with a pinned block.
+double cost_of_dropping(const Index& index, uint32_t segment, const PinnedBlocks& pinned) {
   std::vector<const Record*> order;
   for (const Record* r : index.in_segment(segment)) order.push_back(r);
   std::unordered_set<const Record*> seen(order.begin(), order.end());
-  uint64_t bytes = 0;
+  double cost = 0;
   for (size_t i = 0; i < order.size(); i++) {
     const Record& r = *order[i];
-    if (pinned.contains(&r)) return std::nullopt;
-    bytes += r.stored_bytes();
+    if (pinned.contains(&r)) return std::numeric_limits<double>::infinity();
+    if (r.is_anchor()) cost += worth(index, r);
     for (const auto* list : {&r.blocks, &r.anchors})
       for (const Record* child : *list)
         if (seen.insert(child).second) order.push_back(child);
   }
-  return bytes;
+  return cost;
+}
+
+}  // namespace
+
+uint32_t cheapest_segment(const Index& index, const PinnedBlocks& pinned) {
+  std::vector<std::pair<uint64_t, uint32_t>> by_live;
+  for (const auto& [number, segment] : index.segments) by_live.push_back({segment.live, number});
+  std::sort(by_live.begin(), by_live.end());
+  by_live.resize(std::min(by_live.size(), kMaxDropCandidates));
+  uint32_t cheapest = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (const auto& [live, number] : by_live) {
+    const double bytes = static_cast<double>(index.segments.at(number).end);
+    const double cost = cost_of_dropping(index, number, pinned) / bytes;
+    if (cost >= least) continue;
+    least = cost;
+    cheapest = number;
+  }
+  return cheapest;
 }
 
 }  // namespace grebe

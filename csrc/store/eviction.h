@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <unordered_set>
 #include <vector>
 
@@ -27,9 +26,8 @@ void pin(PinnedBlocks& pinned, const Record* block);
 /// that may go. Returns their keys, those that follow first.
 std::vector<RecordKey> evict(Index& index, uint64_t bytes, const PinnedBlocks& pinned);
 
-/// Bytes that would go with the records of a segment: theirs, and of what follows them anywhere.
-/// None when a pinned block is among them.
-std::optional<uint64_t> cost_of_dropping(
-    const Index& index, uint32_t segment, const PinnedBlocks& pinned);
+/// The segment whose records are worth least for its bytes, with what follows them anywhere; 0 when
+/// pinned blocks are among those of each. For when nothing can be moved.
+uint32_t cheapest_segment(const Index& index, const PinnedBlocks& pinned);
 
 }  // namespace grebe

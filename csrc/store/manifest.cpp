@@ -195,6 +195,12 @@ void EntryList::add(const ManifestEntry& entry) {
   bytes_.insert(bytes_.end(), out.bytes().begin(), out.bytes().end());
 }
 
+uint64_t root_entry_bytes(const RootInfo& root) {
+  EntryList one;
+  one.add(root);
+  return one.n_bytes();
+}
+
 uint32_t EntryList::seal(uint32_t chain) {
   for (size_t at = 0; at < bytes_.size();) {
     uint8_t* p = bytes_.data() + at;

@@ -118,7 +118,8 @@ class Manifest {
 
 constexpr char kManifestName[] = "manifest.kv";
 constexpr char kNewManifestName[] = "manifest.new";
-/// Of a record's entry in the manifest.
-constexpr uint64_t kRecordEntryBytes = 150;
+/// Of entries in the manifest.
+constexpr uint64_t kRecordEntryBytes = 150, kSegmentEntryBytes = 13, kDayEntryBytes = 25;
+uint64_t root_entry_bytes(const RootInfo& root);
 
 }  // namespace grebe

@@ -13,7 +13,6 @@ constexpr int64_t kSecondsPerDay = 86400;
 constexpr int64_t kDaysBack = 7;
 // A batch takes at most this part of the budget, so that it does not flush the rest out.
 constexpr uint64_t kBudgetPart = 4;
-constexpr uint64_t kDayEntryBytes = 25;
 
 }  // namespace
 

@@ -2,7 +2,7 @@
 //
 // Evicted records leave dead bytes in their segments. A segment without live records is removed;
 // one that is mostly dead has the rest moved into the open segment first. Files end up at the
-// budget less one segment, which is the room that a compaction needs for what it moves.
+// budget less one segment and a quarter: the room that a compaction needs for what it moves.
 #include <algorithm>
 #include <utility>
 
@@ -13,10 +13,6 @@ namespace {
 
 constexpr uint64_t kManifestSlack = 64 << 10;
 constexpr size_t kUsesWorthWriting = 64;
-constexpr size_t kMaxDropCandidates = 16;  // segments whose cost of dropping is computed
-
-// With a name and a fingerprint of usual length.
-constexpr uint64_t kMaxRootEntryBytes = 512;
 
 }  // namespace
 
@@ -25,16 +21,18 @@ uint64_t BlockStore::Impl::file_bytes() const {
   return index.segment_bytes() + manifest_bytes;
 }
 
-// The budget less the room that a compaction needs.
+// The budget less the room that a compaction needs: a segment, and a quarter for what goes into the
+// manifest meanwhile.
 uint64_t BlockStore::Impl::resting_bytes() const {
-  return options.budget_bytes - std::min(writer.limit(), options.budget_bytes / 8);
+  return options.budget_bytes - std::min(writer.limit() / 4 * 5, options.budget_bytes / 8);
 }
 
 bool BlockStore::Impl::manifest_is_mostly_dead() const {
   const std::lock_guard guard(mutex);
-  const uint64_t live = (index.n_blocks() + index.n_anchors()) * kRecordEntryBytes +
-                        index.roots().size() * kMaxRootEntryBytes +
-                        index.segments.size() * kRecordEntryBytes;
+  // Exactly what a new one has: were it more than this says, it would be written again for ever.
+  uint64_t live = kSegmentHeaderBytes + kDayEntryBytes + kSegmentEntryBytes * index.segments.size();
+  live += kRecordEntryBytes * (index.n_blocks() + index.n_anchors());
+  for (const auto& [id, root] : index.roots()) live += root_entry_bytes(root.info);
   return manifest_bytes > 2 * live + std::min(kManifestSlack, options.budget_bytes / 32);
 }
 
@@ -137,20 +135,9 @@ bool BlockStore::Impl::reclaim(uint64_t target, const PinnedBlocks& pinned) {
     compact(victim);
     return true;
   }
-  // Nothing may be moved: the records of the segment that costs least go.
+  // Nothing may be moved: the records of one segment go.
   const std::lock_guard guard(mutex);
-  std::vector<std::pair<uint64_t, uint32_t>> by_live;
-  for (const auto& [number, segment] : index.segments) by_live.push_back({segment.live, number});
-  std::sort(by_live.begin(), by_live.end());
-  by_live.resize(std::min(by_live.size(), kMaxDropCandidates));
-  uint64_t least = UINT64_MAX;
-  victim = 0;
-  for (const auto& [bytes, number] : by_live) {
-    const auto cost = cost_of_dropping(index, number, pinned);
-    if (!cost || *cost >= least) continue;
-    least = *cost;
-    victim = number;
-  }
+  victim = cheapest_segment(index, pinned);
   if (victim == 0) return false;
   drop_segment_records(victim);
   return true;
@@ -293,18 +280,15 @@ void BlockStore::Impl::give_back(uint64_t bytes) noexcept {
       uint64_t freed = 0;
       bool has_evicted = false;
       while (freed < bytes && !index.segments.empty()) {
-        const auto least = std::min_element(
-            index.segments.begin(), index.segments.end(), [](const auto& a, const auto& b) {
-              return a.second.live < b.second.live;
-            });
-        if (least->second.live > 0 && !std::exchange(has_evicted, true)) {
+        const uint32_t number = cheapest_segment(index, {});
+        const SegmentState& segment = index.segments.at(number);
+        if (segment.live > 0 && !std::exchange(has_evicted, true)) {
           const std::vector<RecordKey> gone = evict(index, bytes - freed, {});
           for (const RecordKey& key : gone) pending.push_back(DropEntry{false, key});
           counts.records_evicted += gone.size();
           continue;
         }
-        const uint32_t number = least->first;
-        freed += least->second.end;
+        freed += segment.end;
         drop_segment_records(number);
         pending.push_back(SegmentEntry{number, true});
         dead.push_back(number);

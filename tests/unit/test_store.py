@@ -562,6 +562,33 @@ def test_uses_outlive_the_process_and_the_manifest_does_not_grow(directory: Path
     assert info[key_of(records[-1])]["age"] > info[key_of(chain(39, 1)[-1])]["age"]
 
 
+def test_maintenance_always_ends(directory: Path):
+    """Also with budgets that nothing fits in, and models whose names are long."""
+    generator = random.Random(2)
+    for i in range(60):
+        d = directory / str(i)
+        store = _engine.Store(d, budget_bytes=1 << 20)
+        for k in range(generator.choice([0, 1, 5])):
+            add_root(store, root_id(str(k)), "a name " * generator.choice([0, 1, 100, 5000]))
+        add_root(store)
+        made = [chain(k, generator.randrange(1, 6)) for k in range(generator.randrange(12))]
+        for records in made:
+            commit(store, records)
+        for records in generator.sample(made, len(made) // generator.choice([1, 2])):
+            store.remove(key_of(generator.choice(records)))
+        if generator.random() < 0.3:
+            for r in store.roots():
+                store.remove_root(r["id"])
+        store.close()
+        store = _engine.Store(d, budget_bytes=generator.choice([0, 1, 100, 4096, 20_000, 200_000]))
+        maintain(store)
+        manifest = files_of(d)["manifest.kv"]
+        assert not store.maintain()
+        assert files_of(d)["manifest.kv"] == manifest
+        assert store.verify() == []
+        store.close()
+
+
 def test_the_daily_write_budget(directory: Path):
     """By the days of the world: a clock that goes back gives nothing, one that goes forward a day's worth."""
     limit = 30_000
