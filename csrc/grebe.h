@@ -150,6 +150,11 @@ class Session : public std::enable_shared_from_this<Session> {
       std::span<const int32_t> tokens,
       const Progress& progress = {},
       std::span<const int64_t> marks = {});
+  /// The first part of prefill(): goes to the longest prefix of `tokens` that can be had without
+  /// computing, all but the last token at most, and returns its length. The caller appends the rest
+  /// by step(), in which other sessions may take part; `marks` count until the next resume() or
+  /// prefill(). There are no logits if anything changed.
+  int64_t resume(std::span<const int32_t> tokens, std::span<const int64_t> marks = {});
   /// Tells the cache that a turn is complete and the session may rest here or go on elsewhere.
   void end_turn();
   /// The cache that it was made with, or null.
@@ -195,6 +200,8 @@ class Session : public std::enable_shared_from_this<Session> {
   friend class Model;
   Session();
   void append(std::span<const int32_t> tokens, std::vector<float>* all, const Progress& progress);
+  std::vector<int32_t> checked_goal(std::span<const int32_t> tokens) const;
+  void set_marks(std::span<const int64_t> marks, int64_t size);
   void reach(std::span<const int32_t> goal, int64_t n_common, int64_t limit);
   void recover(const RowsLost& lost, const Progress& progress);
   void write(SnapshotWriter& out) const;

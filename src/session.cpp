@@ -13,6 +13,13 @@ namespace {
 
 using namespace nb::literals;
 
+int64_t resume(BoundSession& self, nb::object tokens, const std::vector<int64_t>& marks) {
+  const std::vector<int32_t> ids = to_tokens(tokens, self.vocab_size());
+  const Use use(self, true);
+  const WithoutGil release;
+  return self.engine->resume(ids, marks);
+}
+
 int64_t prefill(
     BoundSession& self,
     nb::object tokens,
@@ -129,6 +136,15 @@ void bind_session(nb::module_& m) {
               "between_layers: collections.abc.Callable[[], object] | None = None, "
               "marks: collections.abc.Sequence[int] = []) -> int"),
           "Makes the state cover exactly tokens; returns how many were computed.")
+      .def(
+          "resume",
+          &resume,
+          "tokens"_a.none(),
+          "marks"_a = std::vector<int64_t>(),
+          nb::sig(
+              "def resume(self, tokens: typing.Any, "
+              "marks: collections.abc.Sequence[int] = []) -> int"),
+          "Goes to the longest prefix of tokens that needs no computing; returns its length.")
       .def(
           "decode",
           &decode,

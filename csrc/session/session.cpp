@@ -159,34 +159,58 @@ std::shared_ptr<KvCache> Session::cache() const {
   return impl_->cache ? impl_->cache->cache() : nullptr;
 }
 
-int64_t Session::prefill(
-    std::span<const int32_t> tokens, const Progress& progress, std::span<const int64_t> marks) {
-  const Use use = impl_->use();
-  const std::vector<int32_t> goal(
-      tokens.begin(), tokens.end());  // the caller may pass our own tokens()
+// The tokens that a call is to lead to, checked. A copy: the caller may pass our own tokens().
+std::vector<int32_t> Session::checked_goal(std::span<const int32_t> tokens) const {
+  std::vector<int32_t> goal(tokens.begin(), tokens.end());
   if (goal.empty()) throw InvalidArgument("prefill: no tokens; expected at least 1");
   impl_->check_tokens(goal);
-  const int64_t size = static_cast<int64_t>(goal.size());
-  impl_->check_room(size);
-  const std::span<const int32_t> have = impl_->tokens.view();
-  const int64_t common =
-      std::mismatch(have.begin(), have.end(), goal.begin(), goal.end()).first - have.begin();
-  if (common == size && pos() == size && has_logits()) return 0;
+  impl_->check_room(static_cast<int64_t>(goal.size()));
+  return goal;
+}
+
+void Session::set_marks(std::span<const int64_t> marks, int64_t size) {
   for (int64_t mark : marks) {
     if (mark < 0 || mark > size) {
       throw InvalidArgument(
           "prefill: mark " + std::to_string(mark) + "; expected 0.." + std::to_string(size));
     }
   }
-  // The last token is computed even when it is known, for its logits.
+  impl_->marks.clear();
+  for (int64_t mark : marks) {
+    impl_->marks.push_back(mark / kCheckpointTokens * kCheckpointTokens);
+  }
+}
+
+int64_t Session::resume(std::span<const int32_t> tokens, std::span<const int64_t> marks) {
+  const Use use = impl_->use();
+  const std::vector<int32_t> goal = checked_goal(tokens);
+  const int64_t size = static_cast<int64_t>(goal.size());
+  set_marks(marks, size);
+  const std::span<const int32_t> have = impl_->tokens.view();
+  const int64_t common =
+      std::mismatch(have.begin(), have.end(), goal.begin(), goal.end()).first - have.begin();
   reach(goal, common, size - 1);
-  const int64_t computed = size - pos();
+  return pos();
+}
+
+int64_t Session::prefill(
+    std::span<const int32_t> tokens, const Progress& progress, std::span<const int64_t> marks) {
+  const Use use = impl_->use();
+  const std::vector<int32_t> goal = checked_goal(tokens);
+  const int64_t size = static_cast<int64_t>(goal.size());
+  set_marks(marks, size);
   Impl& s = *impl_;
-  for (int64_t mark : marks) s.marks.push_back(mark / kCheckpointTokens * kCheckpointTokens);
   struct Unmark {
     std::vector<int64_t>& marks;
     ~Unmark() { marks.clear(); }
   } const unmark{s.marks};
+  const std::span<const int32_t> have = s.tokens.view();
+  const int64_t common =
+      std::mismatch(have.begin(), have.end(), goal.begin(), goal.end()).first - have.begin();
+  if (common == size && pos() == size && has_logits()) return 0;
+  // The last token is computed even when it is known, for its logits.
+  reach(goal, common, size - 1);
+  const int64_t computed = size - pos();
   append(std::span(goal).subspan(pos()), nullptr, progress);
   if (s.cache) s.cache->turn_ended(s.kv, s.tokens.view());
   return computed;

@@ -378,6 +378,11 @@ class Session:
     def prefill(self, tokens: Any, on_progress: Callable[[int, int], object] | None = None, between_layers: Callable[[], object] | None = None, marks: Sequence[int] = []) -> int:
         """Makes the state cover exactly tokens; returns how many were computed."""
 
+    def resume(self, tokens: Any, marks: Sequence[int] = []) -> int:
+        """
+        Goes to the longest prefix of tokens that needs no computing; returns its length.
+        """
+
     def decode(self, token: Any, changes: int | None = None) -> None:
         """Appends one token; not when changes is given and differs."""
 

@@ -107,10 +107,38 @@ class Session:
                 ``tokens``.
         """
         callback("on_progress", on_progress)
-        if not isinstance(marks, Sequence | np.ndarray):
-            raise InvalidArgumentError(f"marks is {shown(marks)}; positions are expected")
-        places = [integer("marks", mark, 0, 2**62) for mark in marks]
-        return self._live.prefill(tokens, on_progress, marks=places)
+        return self._live.prefill(tokens, on_progress, marks=_positions(marks))
+
+    def resume(self, tokens: Tokens, *, marks: Sequence[int] = ()) -> int:
+        """Go to the longest prefix of ``tokens`` that is known, and compute nothing.
+
+        What the session covers itself counts, and what its cache knows; the last token never does,
+        since its logits have to be computed. The rest is appended by :meth:`Model.step`, in which
+        other sessions can take part: that is how a server keeps many going while one reads a long
+        prompt. :meth:`end_turn` then does what :meth:`prefill` does at its end.
+
+        Args:
+            tokens: token ids, 1 <= len(tokens) <= n_ctx.
+            marks: as in :meth:`prefill`; they count until the next call of either.
+
+        Returns:
+            How many of the tokens the state covers now. If that moved it, it has no logits.
+
+        Raises:
+            ContextOverflowError: more tokens than n_ctx; the session is unchanged.
+            InvalidArgumentError: no tokens, or something that is not a token id; the session is
+                unchanged.
+
+        Example:
+            >>> import grebe
+            >>> model = grebe.Model.load()
+            >>> s = model.session(n_ctx=256)
+            >>> s.resume([0, 2383, 692])
+            0
+            >>> model.step([(s, [0, 2383, 692])]).shape == (1, model.config.vocab_size)
+            True
+        """
+        return self._live.resume(tokens, _positions(marks))
 
     def end_turn(self) -> None:
         """Tell the cache that a turn is complete: the session may rest here, or be dropped.
@@ -328,3 +356,9 @@ class Session:
 
     def _repr_html_(self) -> str:
         return f"<code>{escape(repr(self))}</code>"
+
+
+def _positions(marks: Sequence[int]) -> list[int]:
+    if not isinstance(marks, Sequence | np.ndarray):
+        raise InvalidArgumentError(f"marks is {shown(marks)}; positions are expected")
+    return [integer("marks", mark, 0, 2**62) for mark in marks]

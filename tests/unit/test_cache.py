@@ -327,6 +327,39 @@ def test_a_cache_of_another_model_is_refused(cache):
         cache.model.session(cache="kv")  # type: ignore[arg-type]
 
 
+def test_sessions_resume_and_then_take_their_prompts_in_common_steps(model, cache):
+    system, a, b = tokens(1000), tokens(700, 1), tokens(300, 2)
+    with cache.session() as s:
+        s.prefill(system, marks=[1000])
+    prompts = {cache.session(): system + a, cache.session(): system + b}
+    for s, prompt in prompts.items():
+        assert s.resume(prompt, marks=[1600 if prompt[1000:] == a else 1280]) == 896
+        with pytest.raises(grebe.InvalidArgumentError, match="no logits"):
+            _ = s.logits
+    while rows := [(s, p[s.pos : s.pos + 100]) for s, p in prompts.items() if s.pos < len(p)]:
+        model.step(rows)
+    for s, prompt in prompts.items():
+        assert s.tokens == prompt
+        assert np.array_equal(s.logits, fresh(model, prompt))
+        assert s.resume(prompt) <= len(prompt) - 1
+        s.close()
+    with cache.session() as s:  # the marks of a resume count in the steps after it
+        assert s.resume([*system, *a[:650], 5]) == 1536
+
+
+def test_resume_checks_its_tokens_and_computes_nothing(model):
+    with model.session(n_ctx=600) as s:
+        with pytest.raises(grebe.InvalidArgumentError, match="no tokens"):
+            s.resume([])
+        with pytest.raises(grebe.InvalidArgumentError, match="mark 9"):
+            s.resume([1, 2, 3], marks=[9])
+        with pytest.raises(grebe.ContextOverflowError):
+            s.resume(tokens(601))
+        assert s.resume(tokens(600)) == 0 and s.pos == 0
+        s.prefill(tokens(300))
+        assert s.resume(tokens(300)[:200]) == 128
+
+
 def test_marks_are_checked(cache):
     with cache.session() as s:
         with pytest.raises(grebe.InvalidArgumentError, match=r"mark 7; expected 0\.\.3"):
