@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kAnchorSpacing = 2048;  // tokens between anchors that are written at once
 constexpr int kFreeAnchors = 4;
-constexpr double kAnchorShare = 0.45;  // of the bytes of blocks
+constexpr double kAnchorShare = 0.42;  // of the bytes of blocks
 
 }  // namespace
 

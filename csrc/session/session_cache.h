@@ -3,7 +3,7 @@
 // An anchor costs about 3.4 MB on Flash, as much as the rows of 1,000 tokens, so writing is
 // rationed: of the points that a session marks, one is written at once if it lies 2,048 tokens
 // after the last one; the end of a turn otherwise when the session stays away from it for a second;
-// and all anchors together stay below 45 % of the bytes of the session's blocks, with four free of
+// and all anchors together stay below 42 % of the bytes of the session's blocks, with four free of
 // charge. In RAM every marked point is kept. The last one is always written when the session is
 // closed.
 #pragma once
