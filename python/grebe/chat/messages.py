@@ -72,6 +72,7 @@ class Message:
         prefix: a last assistant message that the model goes on with.
         task: a quick instruction of section 2.3 of the protocol ("title", "query", ..).
         tools: of a system or developer message, beside those of the conversation.
+        response_schema: of a system or developer message, as that of the conversation.
     """
 
     role: Role
@@ -82,6 +83,7 @@ class Message:
     prefix: bool = False
     task: str | None = None
     tools: tuple[Tool, ...] = ()
+    response_schema: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
