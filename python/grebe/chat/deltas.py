@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = [
     "CallArguments",
@@ -10,7 +12,9 @@ __all__ = [
     "CallStart",
     "ContentDelta",
     "Delta",
+    "EndReason",
     "ReasoningDelta",
+    "Sunk",
 ]
 
 
@@ -60,3 +64,21 @@ class CallEnd:
 
 
 Delta = ReasoningDelta | ContentDelta | CallStart | CallArguments | CallEnd
+
+#: Why an output is over.
+EndReason = Literal["stop", "stop_string", "tool_calls", "length", "context", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sunk:
+    """What the parser made of a token.
+
+    Attributes:
+        deltas: became certain with it.
+        end: set when the output is over, with this reason; the token is part of the output.
+        stop_sequence: the stop string that ended it.
+    """
+
+    deltas: Sequence[Delta] = ()
+    end: EndReason | None = None
+    stop_sequence: str | None = None

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from ..chat.deltas import Delta
+from ..chat.deltas import Delta, EndReason, Sunk
 from ..config import Sampling
 from ..events import TokenLogprob
 
 __all__ = [
+    "EndReason",
     "EngineFailed",
     "Finished",
     "Job",
@@ -29,8 +30,6 @@ __all__ = [
     "Sunk",
     "TokenEvent",
 ]
-
-EndReason = Literal["stop", "stop_string", "tool_calls", "length", "context", "cancelled"]
 
 
 class QueueFull(Exception):
@@ -47,21 +46,6 @@ class Loading(Exception):
 
 class EngineFailed(Exception):
     """The engine failed in the middle of a job; its state is lost, the server goes on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sunk:
-    """What a :class:`Sink` made of a token.
-
-    Attributes:
-        deltas: became certain with it.
-        end: set when the output is over, with this reason; the token is part of the output.
-        stop_sequence: the stop string that ended it.
-    """
-
-    deltas: Sequence[Delta] = ()
-    end: EndReason | None = None
-    stop_sequence: str | None = None
 
 
 class Sink(Protocol):
