@@ -15,6 +15,9 @@ class StopFilter:
     The result does not depend on how the text is cut into pieces: the stop string that is complete
     first wins, and of several that end at the same place the longest.
 
+    Attributes:
+        found: the stop string that ended the text.
+
     Example:
         >>> stop = StopFilter(["END"])
         >>> stop.feed("the E"), stop.feed("ND of it")
@@ -24,6 +27,7 @@ class StopFilter:
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
+        self.found: str | None = None
 
     def feed(self, text: str) -> tuple[str, bool]:
         """The text that is now certain, and whether a stop string ended it."""
@@ -31,7 +35,9 @@ class StopFilter:
         ends = [(i + len(stop), i) for stop in self._stops if (i := text.find(stop)) >= 0]
         if ends:
             self._held = ""
-            return text[: min(ends)[1]], True
+            end, start = min(ends)
+            self.found = text[start:end]
+            return text[:start], True
         n_held = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - n_held :]
         return text[: len(text) - n_held], False
