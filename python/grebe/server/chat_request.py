@@ -1,0 +1,315 @@
+"""A body of Chat Completions as a neutral request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from ..chat.messages import Conversation, Effort, Message, Tool, ToolCall
+from .errors import ApiError, invalid
+from .openai_options import output_limit, sampling_options, session_hint, stop_strings
+from .requests import ChatRequest, Unmatched
+from .schemas import ChatBody, ContentPart, MessageBody, decode
+from .tools import check_names, effort, make_tool
+
+__all__ = ["chat_messages", "chat_request"]
+
+UNANSWERED = (
+    "An assistant message with 'tool_calls' must be followed by tool messages responding to each "
+    "'tool_call_id'"
+)
+ORPHAN = "Messages with role 'tool' must be a response to a preceding message with 'tool_calls'"
+NO_JSON = (
+    "Prompt must contain the word 'json' in some form to use 'response_format' of type "
+    "'json_object'."
+)
+UNSUPPORTED_IMAGE = "[Unsupported Image]"
+_IMAGES = ("image_url", "image", "input_image", "file", "input_file")
+_AUDIO = ("input_audio", "audio")
+
+
+def chat_request(
+    data: bytes,
+    headers: Mapping[str, str] | None = None,
+    *,
+    default_model: str = "",
+    thinking_default: bool = True,
+) -> ChatRequest:
+    """A request of ``POST /v1/chat/completions``.
+
+    Args:
+        data: the body.
+        headers: in which clients name their session.
+        default_model: where the body names none.
+        thinking_default: whether a request thinks that says nothing of it.
+
+    Raises:
+        ApiError: whatever is wrong with it.
+    """
+    body, ignored = decode(data, ChatBody)
+    _refuse(body)
+    tools = _tools(body)
+    thinking, depth = _thinking(body, thinking_default)
+    messages, unmatched = chat_messages(body.messages)
+    if tools and messages[-1].prefix:
+        raise invalid("Function call should not be used with prefix", "tools")
+    allowed, forced = _choice(body, tools)
+    schema, json_object = _format(body, messages)
+    logprobs = None
+    if body.top_logprobs is not None:
+        if not body.logprobs:
+            raise invalid(
+                "Invalid top_logprobs and logprobs value, logprobs must be set to true if "
+                "top_logprobs is used.",
+                "top_logprobs",
+            )
+        if not 0 <= body.top_logprobs <= 20:
+            raise invalid(
+                "Invalid top_logprobs value, the valid range of top_logprobs is [0, 20].",
+                "top_logprobs",
+            )
+    if body.logprobs:
+        logprobs = body.top_logprobs or 0
+    limit = output_limit("max_tokens", body.max_tokens)
+    other = output_limit("max_completion_tokens", body.max_completion_tokens)
+    return ChatRequest(
+        api="chat",
+        conversation=Conversation(
+            messages=messages,
+            tools=tools,
+            thinking=thinking,
+            effort=depth,
+            response_schema=schema,
+            json_object=json_object,
+            forced=forced,
+        ),
+        model=body.model or default_model,
+        sampling=sampling_options(body, logprobs),
+        max_tokens=limit if limit is not None else other,
+        stop=stop_strings(body.stop),
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        tools_allowed=allowed,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        unmatched=unmatched,
+        session_hint=session_hint(headers or {}, body.prompt_cache_key),
+        ignored=ignored,
+    )
+
+
+def _refuse(body: ChatBody) -> None:
+    """What would change the answer and is not done here."""
+    if body.functions or body.function_call not in (None, "none", "auto"):
+        name = "functions" if body.functions else "function_call"
+        raise invalid(f"{name} is not supported; use tools and tool_choice", name)
+    if body.audio is not None:
+        raise invalid("audio is not supported: this model writes text only", "audio")
+    if any(kind != "text" for kind in body.modalities or ()):
+        raise invalid("modalities: this model writes text only", "modalities")
+
+
+def _thinking(body: ChatBody, default: bool) -> tuple[bool, Effort]:
+    """Whether to think, and how much. ``thinking`` decides; then an effort of "none"."""
+    word = effort(body.reasoning_effort, "reasoning_effort")
+    switch = None if body.thinking is None else body.thinking.type
+    if switch not in (None, "enabled", "adaptive", "disabled"):
+        raise invalid(
+            f"thinking.type is '{switch[:40]}'; enabled or disabled is expected", "thinking.type"
+        )
+    if switch is not None:
+        thinking = switch != "disabled"
+    else:
+        thinking = default if word is None else word != "none"
+    return thinking, "high" if word is None or word == "none" else word
+
+
+def _tools(body: ChatBody) -> tuple[Tool, ...]:
+    tools = tuple(
+        make_tool(
+            tool.function.name,
+            tool.function.description,
+            tool.function.parameters,
+            strict=bool(tool.function.strict),
+            deferred=bool(tool.defer_loading),
+            param=f"tools[{i}].function.name",
+        )
+        for i, tool in enumerate(body.tools or ())
+        if tool.type == "function" and tool.function is not None
+    )
+    check_names(tools)
+    return tools
+
+
+def _choice(body: ChatBody, tools: Sequence[Tool]) -> tuple[bool, str | None]:
+    """Whether tools may be called, and which must be."""
+    choice = body.tool_choice
+    if choice is None or choice == "auto":
+        return True, None
+    if choice == "none":
+        return False, None
+    if choice == "required":
+        if not tools:
+            raise invalid("tool_choice is 'required', but there are no tools", "tool_choice")
+        return True, "any"
+    if isinstance(choice, str) or choice.type != "function" or choice.function is None:
+        word = choice if isinstance(choice, str) else choice.type
+        raise invalid(
+            f"tool_choice is '{word[:40]}'; none, auto, required or a function is expected",
+            "tool_choice",
+        )
+    name = choice.function.name
+    if name not in (tool.name for tool in tools):
+        raise invalid(
+            f"Invalid value for 'tool_call': no function named '{name[:64]}' was specified in the "
+            "'tools' parameter.",
+            "tool_choice",
+        )
+    return True, name
+
+
+def _format(
+    body: ChatBody, messages: Sequence[Message]
+) -> tuple[Mapping[str, object] | None, bool]:
+    """The schema of the answer, and whether it must be an object."""
+    asked = body.response_format
+    if asked is None or asked.type == "text":
+        return None, False
+    if asked.type == "json_object":
+        if not any("json" in message.content.lower() for message in messages):
+            raise invalid(NO_JSON, "response_format")
+        return None, True
+    if asked.type != "json_schema":
+        raise invalid(
+            f"response_format.type is '{asked.type[:40]}'; text, json_object or json_schema is "
+            "expected",
+            "response_format.type",
+        )
+    if asked.json_schema is None or asked.json_schema.schema is None:
+        path = "response_format.json_schema" + (".schema" if asked.json_schema else "")
+        raise invalid(f"Missing required parameter: '{path}'.", path, "missing_required_parameter")
+    return asked.json_schema.schema, False
+
+
+# ---------------------------------------------------------------- messages
+
+
+def chat_messages(
+    bodies: Sequence[MessageBody],
+) -> tuple[tuple[Message, ...], tuple[Unmatched, ...]]:
+    """The messages, and the calls and results among them that do not match.
+
+    Raises:
+        ApiError: a message that cannot be rendered.
+    """
+    if not bodies:
+        raise invalid("Empty input messages", "messages")
+    messages: list[Message] = []
+    unmatched: list[Unmatched] = []
+    open_calls: dict[str, str] = {}  # id -> path, of the newest calls, until they are answered
+    for i, body in enumerate(bodies):
+        path = f"messages[{i}]"
+        if body.role in ("tool", "function"):
+            call_id = body.tool_call_id
+            if call_id is None:  # of an API before ids: results came in order
+                call_id = next(iter(open_calls), "")
+            if open_calls.pop(call_id, None) is None:
+                unmatched.append(Unmatched(call_id, _orphan(call_id, path, bool(open_calls))))
+            messages.append(Message("tool", _text(body, path), tool_call_id=call_id))
+            continue
+        unmatched += _unanswered(open_calls)
+        open_calls = {}
+        if body.role == "assistant":
+            message = _assistant(body, i, last=i == len(bodies) - 1)
+            for n, call in enumerate(message.tool_calls):
+                assert call.id is not None
+                if call.id in open_calls:
+                    raise invalid(
+                        f"Duplicate value for 'tool_call_id' of {call.id} in message[{i}]",
+                        f"{path}.tool_calls[{n}].id",
+                    )
+                open_calls[call.id] = f"{path}.tool_calls[{n}].id={call.id}"
+            messages.append(message)
+            continue
+        if body.prefix:
+            raise _prefix_elsewhere(path)
+        if body.role in ("system", "developer"):
+            messages.append(Message("system", _text(body, path)))
+        elif body.role == "latest_reminder":
+            messages.append(Message("latest_reminder", _text(body, path)))
+        else:  # a role of tomorrow is better read than refused
+            messages.append(Message("user", _text(body, path)))
+    unmatched += _unanswered(open_calls)
+    return tuple(messages), tuple(unmatched)
+
+
+def _assistant(body: MessageBody, i: int, last: bool) -> Message:
+    path = f"messages[{i}]"
+    if body.prefix and not last:
+        raise _prefix_elsewhere(path)
+    if body.tool_calls is not None and not body.tool_calls:
+        body.tool_calls = None
+    reasoning = body.reasoning_content if body.reasoning_content is not None else body.reasoning
+    if body.content is None and not body.tool_calls and body.refusal is None and not reasoning:
+        raise invalid("Invalid assistant message: content or tool_calls must be set", path)
+    calls: list[ToolCall] = []
+    for n, call in enumerate(body.tool_calls or ()):
+        if call.function is None:
+            where = f"{path}.tool_calls[{n}].function"
+            raise invalid(f"Missing required parameter: '{where}'.", where)
+        arguments = call.function.arguments or ""
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        # Without an id a result finds its call by position alone.
+        calls.append(ToolCall(call.function.name, arguments, call.id or f"{i}.{n}"))
+    return Message(
+        "assistant",
+        _text(body, path),
+        reasoning=reasoning,
+        tool_calls=tuple(calls),
+        prefix=bool(body.prefix),
+    )
+
+
+def _text(body: MessageBody, path: str) -> str:
+    """The content as one text: parts become paragraphs, what is not text is named."""
+    content = body.content
+    if content is None:
+        return body.refusal or ""
+    if isinstance(content, str):
+        return content
+    return "\n\n".join(
+        part if isinstance(part, str) else _part(part, f"{path}.content[{i}]")
+        for i, part in enumerate(content)
+    )
+
+
+def _part(part: ContentPart, path: str) -> str:
+    if isinstance(part.text, str):
+        return part.text
+    if part.type in ("text", "input_text", "output_text"):
+        raise invalid(f"Invalid type for '{path}.text': expected `str`.", f"{path}.text")
+    if isinstance(part.refusal, str):
+        return part.refusal
+    if part.type in _IMAGES:
+        return UNSUPPORTED_IMAGE
+    return "[Unsupported Audio]" if part.type in _AUDIO else f"[Unsupported {part.type[:40]}]"
+
+
+def _orphan(call_id: str, path: str, others_open: bool) -> ApiError:
+    if others_open:
+        message = f"{UNANSWERED}, The following tool_call_ids did not have response messages: "
+        return invalid(message + call_id, f"{path}.tool_call_id")
+    return invalid(ORPHAN, f"{path}.tool_call_id={call_id}")
+
+
+def _unanswered(open_calls: Mapping[str, str]) -> list[Unmatched]:
+    message = f"{UNANSWERED}. (insufficient tool messages following tool_calls message)"
+    return [Unmatched(call_id, invalid(message, path)) for call_id, path in open_calls.items()]
+
+
+def _prefix_elsewhere(path: str) -> ApiError:
+    return invalid(
+        "Invalid completion message: prefix set true with message which is not final message or "
+        "message role is not assistant",
+        f"{path}.prefix",
+    )
