@@ -17,7 +17,7 @@ __all__ = ["BAR", "DSML", "SPELLINGS", "TASKS", "Markers", "Vocabulary"]
 BAR = "\uff5c"
 DSML = f"{BAR}DSML{BAR}"
 
-#: Quick instructions [chat.md 2.3].
+#: Quick instructions: the model answers them with few tokens.
 TASKS = ("action", "query", "authority", "domain", "title", "extracted_url", "read_url")
 
 #: Name -> spelling. U+2581 stands for the blank in the oldest of them.
@@ -82,7 +82,7 @@ class Markers:
             found = tokenizer.find(spelling)
             if found is None or not tokenizer.is_special(found):
                 raise UnsupportedModelError(
-                    f"tokenizer: no special token {spelling!r}; DeepSeek V4's chat protocol needs it",
+                    f"tokenizer: no special token {spelling!r}, which the chat protocol needs",
                     "tokenizer.ggml.tokens",
                     "none" if found is None else f"ordinary token {found}",
                     spelling,
