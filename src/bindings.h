@@ -37,6 +37,7 @@ void bind_storage_ops(nb::module_& m);
 void bind_store(nb::module_& m);
 void bind_backend_ops(nb::module_& m);
 void bind_bench_ops(nb::module_& m);
+void bind_quantize_ops(nb::module_& m);
 
 /// Token ids from a list, a tuple, any other iterable of integers, or a 1-d integer array. Throws
 /// InvalidArgument that names `what`, the index, the value and the range: a bool, a float or an id

@@ -84,4 +84,5 @@ NB_MODULE(_engine, m) {
   grebe::bind::bind_ops(m);
   grebe::bind::bind_backend_ops(m);
   grebe::bind::bind_bench_ops(m);
+  grebe::bind::bind_quantize_ops(m);
 }

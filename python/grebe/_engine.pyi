@@ -708,3 +708,11 @@ def bench_matmul(dtype: str, n_in: int, n_out: int, n: int, n_threads: int, seco
     """
     Seconds of each call of y = x w^T with n rows of x, weights resident in memory.
     """
+
+def quantizable_dtypes() -> list[str]:
+    """Tensor types that quantize() makes."""
+
+def quantize(dtype: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], importance: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, *, n_threads: int = 0, isa: str = '') -> Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C')]:
+    """
+    Blocks of f32[n_rows, n_in] as u8 bytes, with the least squared error weighted by the importance of the columns. The bytes do not depend on n_threads and isa.
+    """

@@ -26,7 +26,7 @@ PUBLIC = {"grebe.h"}
 # The bindings see the public boundary; the files of single operations, for tests and benchmarks, also what is behind it.
 BINDINGS = {"grebe.h", "bindings.h", "text/", "sampling/", "session/kv_cache.h", "io/storage.h"}
 STORE_BINDINGS = {*BINDINGS, "io/", "store/"}
-OPS_BINDINGS = {"grebe.h", "bindings.h", "backend_ops.h", "backend/", "core/", "io/", "model/"}
+OPS_BINDINGS = {"grebe.h", "bindings.h", "backend_ops.h", "backend/", "core/", "io/", "model/", "quant/"}
 # Python module -> what it must not import.
 FORBIDDEN = {
     "errors": {"grebe"},

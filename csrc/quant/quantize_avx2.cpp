@@ -1,0 +1,2 @@
+#define GREBE_ISA avx2
+#include "quant/quantize_impl.h"

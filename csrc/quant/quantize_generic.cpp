@@ -1,0 +1,2 @@
+#define GREBE_ISA generic
+#include "quant/quantize_impl.h"
