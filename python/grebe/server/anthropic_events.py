@@ -144,8 +144,13 @@ class MessagesEncoder:
             begun = self._begin("thinking", block)
             return begun + self._delta("thinking_delta", "thinking", delta.text)
         if isinstance(delta, CallStart):
-            block = {"type": "tool_use", "id": delta.id, "name": delta.name, "input": {}}
-            return self._close() + self._begin("tool_use", block)
+            call: dict[str, Any] = {
+                "type": "tool_use",
+                "id": delta.id,
+                "name": delta.name,
+                "input": {},
+            }
+            return self._close() + self._begin("tool_use", call)
         if isinstance(delta, CallArguments):
             return self._delta("input_json_delta", "partial_json", delta.text)
         assert isinstance(delta, CallEnd)
