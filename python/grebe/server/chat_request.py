@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from ..chat.messages import Conversation, Effort, Message, Tool, ToolCall
 from .errors import ApiError, invalid
-from .openai_options import output_limit, sampling_options, session_hint, stop_strings
+from .openai_options import sampling_options, session_hint, stop_list
+from .option_checks import token_limit, unknown_function
 from .requests import ChatRequest, Unmatched
 from .schemas import ChatBody, ContentPart, MessageBody, decode
 from .tools import check_names, effort, make_tool
@@ -54,6 +55,8 @@ def chat_request(
     if tools and messages[-1].prefix:
         raise invalid("Function call should not be used with prefix", "tools")
     allowed, forced = _choice(body, tools)
+    if forced not in (None, "any") and not thinking:
+        tools = tuple(tool for tool in tools if tool.name == forced)
     schema, json_object = _format(body, messages)
     logprobs = None
     if body.top_logprobs is not None:
@@ -70,8 +73,8 @@ def chat_request(
             )
     if body.logprobs:
         logprobs = body.top_logprobs or 0
-    limit = output_limit("max_tokens", body.max_tokens)
-    other = output_limit("max_completion_tokens", body.max_completion_tokens)
+    limit = token_limit(body.max_tokens, "max_tokens")
+    other = token_limit(body.max_completion_tokens, "max_completion_tokens")
     return ChatRequest(
         api="chat",
         conversation=Conversation(
@@ -81,15 +84,16 @@ def chat_request(
             effort=depth,
             response_schema=schema,
             json_object=json_object,
-            forced=forced,
+            forced=None if thinking else forced,
         ),
         model=body.model or default_model,
         sampling=sampling_options(body, logprobs),
         max_tokens=limit if limit is not None else other,
-        stop=stop_strings(body.stop),
+        stop=stop_list(body.stop),
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         tools_allowed=allowed,
+        forced_by_mask=forced if thinking else None,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         unmatched=unmatched,
         session_hint=session_hint(headers or {}, body.prompt_cache_key),
@@ -159,11 +163,7 @@ def _choice(body: ChatBody, tools: Sequence[Tool]) -> tuple[bool, str | None]:
         )
     name = choice.function.name
     if name not in (tool.name for tool in tools):
-        raise invalid(
-            f"Invalid value for 'tool_call': no function named '{name[:64]}' was specified in the "
-            "'tools' parameter.",
-            "tool_choice",
-        )
+        raise unknown_function(name[:64])
     return True, name
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .errors import invalid
+from .errors import ApiError, invalid
+from .option_checks import check_sampling, stop_strings
 from .requests import SamplingOptions
 from .schemas import SampledBody
 
-__all__ = ["MAX_STOP", "output_limit", "sampling_options", "session_hint", "stop_strings"]
+__all__ = ["sampling_options", "session_hint", "stop_list"]
 
-MAX_STOP = 16
 # What is held back of the answer is bounded by the longest of them.
 MAX_STOP_LENGTH = 1000
-MAX_TOKENS = 393216  # what DeepSeek's API names as the limit; more is taken and clamped
 
 # Headers and fields by which clients tell which conversation a request belongs to.
 _HINT_HEADERS = ("x-session-affinity", "session_id", "x-session-id")
@@ -27,9 +26,7 @@ def sampling_options(body: SampledBody, top_logprobs: int | None) -> SamplingOpt
     """
     if body.n not in (None, 1):
         raise invalid("Invalid n value (currently only n = 1 is supported)", "n")
-    _within("temperature", body.temperature, 0, 2)
-    if body.top_p is not None and not 0 < body.top_p <= 1:
-        raise invalid("Invalid top_p value, the valid range of top_p is (0, 1.0]", "top_p")
+    check_sampling(body.temperature, body.top_p)
     _within("presence_penalty", body.presence_penalty, -2, 2)
     _within("frequency_penalty", body.frequency_penalty, -2, 2)
     if body.repetition_penalty is not None and not 0 < body.repetition_penalty <= 10:
@@ -56,38 +53,17 @@ def sampling_options(body: SampledBody, top_logprobs: int | None) -> SamplingOpt
     )
 
 
-def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
+def stop_list(stop: str | list[str] | None) -> tuple[str, ...]:
     """The stop strings.
 
     Raises:
         ApiError: too many, too long, or empty.
     """
-    strings = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if len(strings) > MAX_STOP:
-        raise invalid(f"Stop string array too long: {len(strings)}", "stop")
+    strings = stop_strings((stop,) if isinstance(stop, str) else stop, "stop")
     for i, string in enumerate(strings):
-        if not string:
-            raise invalid(
-                f"Invalid 'stop[{i}]': empty string. Expected a string with minimum length 1, but "
-                "got an empty string instead.",
-                "stop",
-            )
         if len(string) > MAX_STOP_LENGTH:
             raise invalid(f"Invalid 'stop[{i}]': longer than {MAX_STOP_LENGTH} characters.", "stop")
     return strings
-
-
-def output_limit(name: str, value: int | None, least: int = 1) -> int | None:
-    """A limit of tokens. Large ones are clamped to the context later, never refused.
-
-    Raises:
-        ApiError: too small.
-    """
-    if value is not None and value < least:
-        raise invalid(
-            f"Invalid {name} value, the valid range of {name} is [{least}, {MAX_TOKENS}]", name
-        )
-    return None if value is None else min(value, MAX_TOKENS)
 
 
 def session_hint(headers: Mapping[str, str], key: str | None = None) -> str | None:
@@ -102,7 +78,7 @@ def _within(name: str, value: float | None, low: int, high: int) -> None:
         raise _out_of_range(name, f"[{low}, {high}]")
 
 
-def _out_of_range(name: str, expected: str) -> Exception:
+def _out_of_range(name: str, expected: str) -> ApiError:
     return invalid(f"Invalid {name} value, the valid range of {name} is {expected}", name)
 
 

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import secrets
+import string
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..chat.deltas import Delta
+from ..chat.deltas import CallEnd, CallStart, ContentDelta, Delta, ReasoningDelta
+from ..chat.encode import TextCache
+from ..chat.markers import Markers
 from ..chat.messages import Generation, ToolCall
-from .jobs import EndReason, JobEvent, JobRunner, JobUsage, TokenEvent
+from ..chat.parser import OutputParser
+from ..errors import GrebeError
+from .errors import ContextExceeded, api_error
+from .jobs import EndReason, Finished, Job, JobEvent, JobRunner, JobUsage, Script, Sink, TokenEvent
+from .prompting import Prepared, Replay, ToolSections, default_max_tokens, prepare, sampling
 from .requests import ChatRequest, RawRequest
+from .single_call import FirstCall
 
-__all__ = ["Answer", "ServiceConfig", "Turn", "TurnService", "collect"]
+if TYPE_CHECKING:
+    from .. import Tokenizer
+    from ..config import TokenMask
+
+__all__ = ["Answer", "Scripts", "ServiceConfig", "Turn", "TurnService", "collect"]
+
+log = logging.getLogger("grebe.server")
+
+_ALPHANUMERICS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +57,13 @@ class ServiceConfig:
     deadline_s: float | None = None
 
 
+class Scripts(Protocol):
+    """Forced replies, for tests."""
+
+    def select(self, request: ChatRequest) -> Script | None:
+        """What the model is made to say, if anything."""
+
+
 class Turn:
     """A generation that was accepted: nothing of it can be an HTTP error any more.
 
@@ -48,20 +75,30 @@ class Turn:
         headers: for the response.
     """
 
-    id: str
-    created: int
-    request: ChatRequest | RawRequest
-    prompt_tokens: int
-    headers: dict[str, str]
+    def __init__(
+        self,
+        request: ChatRequest | RawRequest,
+        tokens: Sequence[int],
+        stream: AsyncIterator[JobEvent],
+        sink: Sink,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.id = "".join(secrets.choice(_ALPHANUMERICS) for _ in range(24))
+        self.created = int(time.time())
+        self.request = request
+        self.tokens = tokens
+        self.prompt_tokens = len(tokens)
+        self.headers = dict(headers or {})
+        self._stream, self._sink = stream, sink
 
     def events(self) -> AsyncIterator[JobEvent]:
         """The job's events, up to Finished. To be iterated once; closing it cancels the job."""
-        raise NotImplementedError
+        return self._stream
 
     @property
     def reasoning_tokens(self) -> int:
         """Of the output so far; certain after Finished."""
-        raise NotImplementedError
+        return int(getattr(self._sink, "reasoning_tokens", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +110,7 @@ class Answer:
         reason: "tool_calls" if there are calls and nothing cut the output.
         tokens: all events, for log-probabilities.
         deltas: all of them, in order.
+        finished: the last event.
     """
 
     reasoning: str
@@ -84,6 +122,7 @@ class Answer:
     reasoning_tokens: int
     tokens: Sequence[TokenEvent]
     deltas: Sequence[Delta]
+    finished: Finished
 
 
 async def collect(turn: Turn) -> Answer:
@@ -92,15 +131,73 @@ async def collect(turn: Turn) -> Answer:
     Raises:
         EngineFailed: the engine failed.
     """
-    raise NotImplementedError
+    tokens: list[TokenEvent] = []
+    deltas: list[Delta] = []
+    finished: Finished | None = None
+    stream = turn.events()
+    try:
+        async for event in stream:
+            if isinstance(event, TokenEvent):
+                tokens.append(event)
+                deltas += event.deltas
+            elif isinstance(event, Finished):
+                deltas += event.deltas
+                finished = event
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()
+    assert finished is not None
+    ids = {delta.index: delta.id for delta in deltas if isinstance(delta, CallStart)}
+    calls = tuple(
+        ToolCall(delta.name, delta.arguments, ids[delta.index])
+        for delta in deltas
+        if isinstance(delta, CallEnd)
+    )
+    return Answer(
+        "".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta)),
+        "".join(delta.text for delta in deltas if isinstance(delta, ContentDelta)),
+        calls,
+        "tool_calls" if calls and finished.reason == "stop" else finished.reason,
+        finished.stop_sequence,
+        finished.usage,
+        turn.reasoning_tokens,
+        tokens,
+        deltas,
+        finished,
+    )
 
 
 class TurnService:
-    """Accepts requests: everything that may be an HTTP error happens before a turn exists."""
+    """Accepts requests: everything that may be an HTTP error happens before a turn exists.
 
-    def __init__(self, runner: JobRunner, tokenizer: Any, config: ServiceConfig) -> None:
+    Args:
+        runner: runs the jobs.
+        tokenizer: of the model.
+        config: options.
+        replay: what was said, as it was sampled.
+        scripts: forced replies.
+
+    Raises:
+        UnsupportedModelError: the tokenizer lacks a marker of the chat protocol.
+    """
+
+    def __init__(
+        self,
+        runner: JobRunner,
+        tokenizer: Tokenizer,
+        config: ServiceConfig,
+        *,
+        replay: Replay | None = None,
+        scripts: Scripts | None = None,
+    ) -> None:
         self.runner, self.tokenizer, self.config = runner, tokenizer, config
+        self.markers = Markers.of(tokenizer)
         self.created = int(time.time())
+        self.counts: Counter[str] = Counter()
+        self._replay, self._scripts = replay, scripts
+        self._texts = TextCache(tokenizer)
+        self._sections = ToolSections()
 
     async def start(self, request: ChatRequest, owner: str = "") -> Turn:
         """Renders, tokenizes (off the event loop), checks the context, and submits.
@@ -112,7 +209,30 @@ class TurnService:
         Raises:
             ApiError: whatever is wrong.
         """
-        raise NotImplementedError
+        if request.ignored:
+            log.debug("%s: ignored: %s", request.api, ", ".join(request.ignored))
+        job, headers = await self._beside(lambda: self._job(request, owner))
+        self.counts[request.api] += 1
+        return self.submit(request, job, headers)
+
+    def submit(
+        self,
+        request: ChatRequest | RawRequest,
+        job: Job,
+        headers: Mapping[str, str] | None = None,
+    ) -> Turn:
+        """Queues a job.
+
+        Raises:
+            ApiError: the queue is full, the prompt too long, the model not ready.
+        """
+        if len(job.tokens) >= self.config.n_ctx:
+            raise ContextExceeded(len(job.tokens), self.config.n_ctx)
+        try:
+            stream = self.runner.submit(job)
+        except Exception as error:
+            raise api_error(error) from error
+        return Turn(request, job.tokens, stream, job.sink, headers)
 
     async def count_tokens(self, request: ChatRequest, owner: str = "") -> int:
         """Tokens of the prompt, without the engine.
@@ -120,4 +240,102 @@ class TurnService:
         Raises:
             ApiError: whatever is wrong.
         """
-        raise NotImplementedError
+        prepared = await self._beside(lambda: self._prepare(request, owner))
+        return len(prepared.encoded.ids)
+
+    async def _beside(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives in a thread; its errors as those of HTTP."""
+        try:
+            return await asyncio.to_thread(work)
+        except GrebeError as error:
+            raise api_error(error) from error
+
+    def _prepare(self, request: ChatRequest, owner: str) -> Prepared:
+        return prepare(
+            request,
+            owner,
+            self._texts,
+            self.markers,
+            generation=self.config.generation,
+            replay=self._replay,
+            sections=self._sections,
+        )
+
+    def _job(self, request: ChatRequest, owner: str) -> tuple[Job, dict[str, str]]:
+        prepared = self._prepare(request, owner)
+        tokens = prepared.encoded.ids
+        if len(tokens) >= self.config.n_ctx:
+            raise ContextExceeded(len(tokens), self.config.n_ctx)
+        script = self._scripts.select(request) if self._scripts is not None else None
+        parser = OutputParser(
+            self.markers,
+            self.tokenizer,
+            prepared.conversation.tools if prepared.calls else (),
+            thinking=prepared.conversation.thinking,
+            start=prepared.prompt.start,
+            stop=request.stop,
+        )
+        one_call = prepared.calls and not request.parallel_tool_calls
+        first = FirstCall(parser, self.tokenizer, self.markers) if one_call else None
+        limit = request.max_tokens
+        job = Job(
+            tokens,
+            first or parser,
+            max_tokens=default_max_tokens(prepared.conversation) if limit is None else limit,
+            sampling=sampling(
+                request.sampling,
+                thinking=prepared.conversation.thinking,
+                calls=prepared.calls,
+                official=self.config.official_sampling,
+                banned=(self.markers.dsml,) if prepared.banned else (),
+                mask=self._mask(request, prepared),
+                vocab_size=self.tokenizer.vocab_size,
+            ),
+            marks=prepared.encoded.marks,
+            session_hint=request.session_hint,
+            script=script,
+            deadline_s=self.config.deadline_s,
+        )
+        job.on_done = self._recorder(owner, prepared, parser, first)
+        headers = {"x-scripted": script.label} if script is not None and script.label else {}
+        return job, headers
+
+    def _mask(self, request: ChatRequest, prepared: Prepared) -> TokenMask | None:
+        """What the answer must obey, if anything."""
+        asked = request.constrained
+        obeys = asked.response_schema is not None or asked.json_object
+        calls = prepared.calls and (asked.forced or any(tool.strict for tool in asked.tools))
+        if not obeys and not calls:
+            return None
+        from ..chat.constraint import make_mask
+
+        if not prepared.calls:
+            asked = replace(asked, tools=(), forced=None)
+        return make_mask(self.tokenizer, self.markers, asked, start=prepared.prompt.start)
+
+    def _recorder(
+        self, owner: str, prepared: Prepared, parser: OutputParser, first: FirstCall | None
+    ) -> Callable[[list[int], EndReason], None] | None:
+        """What remembers the turn when it is over."""
+        replay, generation = self._replay, self.config.generation
+        if replay is None:
+            return None
+
+        def record(sampled: list[int], reason: EndReason) -> None:
+            if first is not None:
+                sampled = [*sampled, *first.rest()]
+            conversation, encoded = prepared.conversation, prepared.encoded
+            try:
+                replay.record(
+                    owner,
+                    conversation,
+                    encoded,
+                    sampled,
+                    parser.turn,
+                    reason,
+                    generation=generation,
+                )
+            except Exception:  # the answer is worth more than its record
+                log.exception("a turn could not be recorded")
+
+        return record
