@@ -27,6 +27,7 @@ def routes(service: TurnService) -> list[Route]:
             headers=request.headers,
             ignored=ignored,
             thinking_default=service.config.thinking_default,
+            default_model=service.config.model_id,
         )
         turn = await service.start(asked, request.state.owner)
         if asked.stream:
@@ -41,6 +42,7 @@ def routes(service: TurnService) -> list[Route]:
             headers=request.headers,
             ignored=ignored,
             thinking_default=service.config.thinking_default,
+            default_model=service.config.model_id,
         )
         n_tokens = await service.count_tokens(asked, request.state.owner)
         return _json({"input_tokens": n_tokens})

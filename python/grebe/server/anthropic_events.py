@@ -93,7 +93,8 @@ class MessagesEncoder:
             return out + self._deltas(event.deltas)
         out += self._deltas(event.deltas)
         if event.reason == "cancelled":
-            return out  # by the client; nobody listens, and nothing may look complete
+            # By the server; what went out must not look complete.
+            return out + self.failed(EngineFailed("the request was cancelled by the server"))
         return out + self._end(event)
 
     def keepalive(self) -> bytes:

@@ -36,6 +36,7 @@ def messages_request(
     headers: Mapping[str, str],
     ignored: Sequence[str] = (),
     thinking_default: bool | None = None,
+    default_model: str = "",
 ) -> ChatRequest:
     """The request that a body asks for.
 
@@ -45,6 +46,7 @@ def messages_request(
         ignored: fields that were not understood.
         thinking_default: of a body without ``thinking`` and effort; None: off, as Anthropic's
             clients mean it.
+        default_model: the name to give back where the client gave none.
 
     Raises:
         ApiError: 400.
@@ -84,7 +86,7 @@ def messages_request(
         conversation=Conversation(
             tuple(messages), tools=tools, thinking=thinking, effort=effort, forced=forced
         ),
-        model=body.model,
+        model=body.model or default_model,
         sampling=_sampling(whole) if whole else SamplingOptions(),
         max_tokens=token_limit(whole.max_tokens, "max_tokens") if whole else None,
         stop=stop_strings(whole.stop_sequences, "stop_sequences") if whole else (),

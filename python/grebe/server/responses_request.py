@@ -31,7 +31,6 @@ class Asked:
         names: of the tools.
         items: of this request's input alone, for the store.
         sealed: the reasoning goes out as ``encrypted_content`` too.
-        logprobs: how many alternatives are listed per token; None: no log-probabilities.
         store: the response is kept.
         background: the client asks for it later.
     """
@@ -41,7 +40,6 @@ class Asked:
     names: ToolNames
     items: list[dict[str, Any]]
     sealed: bool
-    logprobs: int | None
     store: bool
     background: bool
 
@@ -52,6 +50,7 @@ def responses_request(
     headers: Mapping[str, str],
     ignored: Sequence[str] = (),
     thinking_default: bool | None = None,
+    default_model: str = "",
     history: Sequence[Mapping[str, Any]] = (),
     find: Callable[[str], Mapping[str, Any] | None] | None = None,
 ) -> Asked:
@@ -62,6 +61,7 @@ def responses_request(
         headers: of the request, for the name of the session.
         ignored: fields that were not understood.
         thinking_default: of a body without an effort; None: on.
+        default_model: the name to give back where the client gave none.
         history: items of the responses before, oldest first.
         find: an item of a stored response, by its id.
 
@@ -102,7 +102,7 @@ def responses_request(
             json_object=json_object,
             forced=None if thinking else forced,
         ),
-        model=body.model or "",
+        model=body.model or default_model,
         sampling=SamplingOptions(
             temperature=body.temperature, top_p=body.top_p, top_logprobs=logprobs
         ),
@@ -121,7 +121,6 @@ def responses_request(
         names,
         items,
         sealed="reasoning.encrypted_content" in include,
-        logprobs=logprobs,
         store=body.store is not False,
         background=bool(body.background),
     )
@@ -233,7 +232,6 @@ def _echo(body: ResponsesBody) -> dict[str, Any]:
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": body.max_tool_calls,
         "metadata": body.metadata or {},
-        "model": body.model or "",
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "previous_response_id": body.previous_response_id,
         "prompt_cache_key": body.prompt_cache_key,
