@@ -29,7 +29,7 @@ MAX_JUNK = 4096
 WRAPPERS = ("tool_calls", "toolcalls", "tool", "function_calls")
 
 _INVOKE = re.compile(rf'invoke\s+name\s*=\s*"([^"<>\n{DSML}]{{1,256}})"')
-_INVOKE_PART = re.compile(rf'invoke(?:\s+[a-z]*\s*=?\s*(?:"[^"<>\n{DSML}]{{0,256}})?)?')
+_INVOKE_PART = re.compile(rf'invoke(?:\s+(?:n[a-z]*\s*(?:=\s*(?:"[^"<>\n{DSML}]{{0,256}})?)?)?)?')
 _ATTRIBUTE = rf'[A-Za-z_]+\s*=\s*(?:"[^"{DSML}]*"|[A-Za-z]+)'
 _PARAMETER = re.compile(rf"parameter((?:\s+{_ATTRIBUTE})+)\s*(/?)>")
 _PARAMETER_PART = re.compile(

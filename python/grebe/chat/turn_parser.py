@@ -90,6 +90,11 @@ class TextParser:
             self._open_block(DSML, wrapped=True)
 
     @property
+    def n_held(self) -> int:
+        """Characters that wait for what follows them; a value that is no text is not among them."""
+        return len(self._held)
+
+    @property
     def state(self) -> Start:
         """Where the output is now."""
         return self._state
