@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -132,8 +131,15 @@ def test_chat_system_after_turn():
     )
 
 
-@pytest.mark.parametrize("name", ["chat_tool_choice_none", "messages_choice_none"])
-def test_tool_choice_none(name: str):
+def test_chat_tool_choice_none():
+    check_choice_none("chat_tool_choice_none")
+
+
+def test_messages_choice_none():
+    check_choice_none("messages_choice_none")
+
+
+def check_choice_none(name: str) -> None:
     api, body, expected = row_of(name)
     without = {key: value for key, value in body.items() if key != "tool_choice"}
     sections = ToolSections()
@@ -144,9 +150,6 @@ def test_tool_choice_none(name: str):
     kept = prepared(ask(api, body), sections)
     assert kept.encoded.ids == open_session.encoded.ids
     assert not kept.calls and kept.banned
-
-
-test_chat_tool_choice_none = test_messages_choice_none = test_tool_choice_none
 
 
 def test_chat_tool_choice_required_thinking():
