@@ -36,6 +36,8 @@ from .session import Session
 
 if TYPE_CHECKING:
     from .fileinfo import FileInfo, inspect
+    from .server.app import make_app
+    from .server.run import Server, serve
 
 __all__ = [
     "BackendError",
@@ -55,6 +57,7 @@ __all__ = [
     "ModelConfig",
     "OutOfMemoryError",
     "Sampling",
+    "Server",
     "Session",
     "StorageError",
     "TokenLogprob",
@@ -64,15 +67,26 @@ __all__ = [
     "__version__",
     "errors",
     "inspect",
+    "make_app",
+    "serve",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Looking into files is rare and not needed to run a model: loaded on first use.
-    if name in ("FileInfo", "inspect"):
-        from . import fileinfo
+# Not needed to run a model: loaded on first use.
+_LAZY = {
+    "FileInfo": "fileinfo",
+    "inspect": "fileinfo",
+    "Server": "server.run",
+    "serve": "server.run",
+    "make_app": "server.app",
+}
 
-        return getattr(fileinfo, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'grebe' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The command ``grebe``: run, inspect, bench, tokenize, perplexity, doctor, cache.
+"""The command ``grebe``: run, chat, serve, agents, inspect, bench and the others.
 
 Exit status: 0 done; 1 something failed; 2 wrong usage, a prompt that does not fit, a file that is
 damaged or not supported, a backend that is not there; 130 interrupted by Ctrl-C. Errors are one
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from . import cache_commands, commands
+from . import agents_commands, cache_commands, chat_commands, commands, serve_commands
 from .errors import (
     BackendUnavailableError,
     ContextOverflowError,
@@ -24,6 +24,7 @@ from .errors import (
     StorageError,
     UnsupportedModelError,
 )
+from .quantize import command as quantize_command
 from .report import printable
 
 __all__ = ["main", "make_parser"]
@@ -49,12 +50,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"grebe {__version__}")
     commands_ = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands_)
+    chat_commands.add_parser(commands_, _add_model)
+    serve_commands.add_parser(commands_, _add_model)
+    agents_commands.add_parser(commands_)
     _add_inspect(commands_)
     _add_bench(commands_)
     _add_tokenize(commands_)
     _add_perplexity(commands_)
     _add_doctor(commands_)
     cache_commands.add_parser(commands_)
+    quantize_command.add_parser(commands_)
     return parser
 
 

@@ -6,13 +6,14 @@ Handlers find who asks in ``request.state.owner`` and the request's name in
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import secrets
 import time
 import traceback
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -23,13 +24,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from . import metrics, page
 from .cors import cors_headers, preflight_headers
 from .errors import ApiError, anthropic_error_body, api_error, error_headers, openai_error_body
-from .jobs import JobRunner, Loading
+from .jobs import Loading
 from .limits import BodyReader
 from .options import ServeOptions
 from .security import Guard
 from .sse import ClientGone
 
-__all__ = ["App", "error_response"]
+if TYPE_CHECKING:
+    import os
+
+    from ..model import Model
+    from .stack import Stack
+
+__all__ = ["App", "error_response", "make_app"]
 
 log = logging.getLogger("grebe.server")
 trace = logging.getLogger("grebe.server.trace")
@@ -57,24 +64,44 @@ class App:
             cors=options.cors,
         )
         self._bodies = BodyReader(options.max_body_bytes)
-        self._runner: JobRunner | None = None
+        self._stack: Stack | None = None
+        self._stats: Callable[[], dict[str, Any]] = dict
         self._router: ASGIApp | None = None
         self._problem = "the model is being loaded"
         self._facts: dict[str, Any] = {}
 
     # ---------------------------------------------------------------- states
 
-    def ready(self, routes: Sequence[BaseRoute], runner: JobRunner, facts: dict[str, Any]) -> None:
+    def attach(self, model: Model, *, owned: bool = False) -> None:
+        """Opens what stands behind the application, and serves from now on. From any thread."""
+        from .stack import Stack
+
+        stack = Stack(model, self.options, owned=owned)
+        self._stack = stack
+        self.ready(stack.routes, stack.stats, stack.facts)
+
+    def ready(
+        self,
+        routes: Sequence[BaseRoute],
+        stats: Callable[[], dict[str, Any]],
+        facts: dict[str, Any],
+    ) -> None:
         """Serves from now on; from any thread.
 
         Args:
             routes: of the API modules.
-            runner: for its statistics.
-            facts: of the model, for the status page.
+            stats: of the engine, for /metrics and the status page.
+            facts: of the model, for the same.
         """
-        self._facts = facts
-        self._runner = runner
+        self._facts, self._stats = facts, stats
         self._router = Router(list(routes), default=_not_found, redirect_slashes=False)
+
+    def close(self) -> None:
+        """Stops the engine within ``options.shutdown_s`` and saves what the cache wants."""
+        self.refuse("the server is shutting down")
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close(self.options.shutdown_s)
 
     def refuse(self, problem: str) -> None:
         """Serves no more; ``problem`` is what clients are told."""
@@ -84,6 +111,11 @@ class App:
     def state(self) -> str:
         """For /health: "ok", or why not."""
         return "ok" if self._router is not None else self._problem
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of the model; empty before it is loaded."""
+        return self._facts
 
     # ---------------------------------------------------------------- requests
 
@@ -95,7 +127,14 @@ class App:
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "use HTTP"})
         elif scope["type"] == "lifespan":
-            await _lifespan(receive, send)
+            await self._lifespan(receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = "req_" + secrets.token_hex(12)
@@ -187,7 +226,7 @@ class App:
             return JSONResponse({"grebe": True})
         if path in page.PATHS:
             return page.response(path)
-        stats = self._runner.stats() if self._runner is not None else {}
+        stats = self._stats()
         if path == "/health":
             ok = self._router is not None
             body = {"status": "ok" if ok else self.state}
@@ -200,6 +239,31 @@ class App:
                 {"status": self.state, "model": self._facts, **metrics.plain(stats)}
             )
         return None
+
+
+def make_app(model: Model | str | os.PathLike[str] | None = None, **options: Any) -> App:
+    """The application around a model, to run in any ASGI server or to mount in another application.
+
+    Call ``close()`` at the end; a server that runs it as its one application does so itself. The
+    host and port among the options only say which names and keys are asked for.
+
+    Args:
+        model: a loaded one, a file, or None for the small model inside the package.
+        options: those of :class:`grebe.server.options.ServeOptions`.
+
+    Example:
+        >>> import grebe
+        >>> app = grebe.make_app()
+        >>> app.state
+        'ok'
+        >>> app.close()
+    """
+    from .run import loader, server_options
+
+    app = App(server_options(**options))
+    loaded, owned = loader(model)()
+    app.attach(loaded, owned=owned)
+    return app
 
 
 def error_response(error: Exception, path: str, request_id: str = "") -> Response:
@@ -263,10 +327,3 @@ def _report(error: Exception, request_id: str) -> None:
         f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in reversed(frames)
     )
     log.error("%s failed: %s at %s", request_id, type(error).__name__, places)
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    await receive()
-    await send({"type": "lifespan.startup.complete"})
-    await receive()
-    await send({"type": "lifespan.shutdown.complete"})

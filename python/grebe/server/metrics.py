@@ -105,6 +105,9 @@ def prometheus(
     for key, name, label, text in _MAPS:
         values = [({label: value}, n) for value, n in sorted(stats.get(key, {}).items())]
         lines += _metric(name, "counter", text, values)
+    replay = stats.get("replay") or {}
+    outcomes = [({"outcome": value}, n) for value, n in sorted(replay.get("outcomes", {}).items())]
+    lines += _metric("replay_total", "counter", "Assistant messages that came back", outcomes)
     sessions = stats.get("sessions", ())
     for name, text, field in (
         ("sessions", "Conversations held in memory", None),
