@@ -150,8 +150,11 @@ def test_a_follow_up_reads_only_what_is_new():
         assert sampled(found) == alone(prompt[: usage.prompt_tokens], 30)
 
 
-def test_a_changed_tail_costs_little_and_the_older_branch_stays():
-    with worker() as w:
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_changed_tail_costs_little_and_the_older_branch_stays(cached: bool, tmp_path: Path):
+    with contextlib.ExitStack() as stack:
+        cache = stack.enter_context(model().open_cache(tmp_path)) if cached else None
+        w = stack.enter_context(worker(cache=cache))
         before = history = text(1, 1000)
         for turn in range(5):  # what stands at the end is gone in the next prompt
             prompt = history + more(200 + turn, 150)

@@ -43,7 +43,7 @@ class EngineWorker:
         model: stays open as long as the worker lives; closed by whoever opened it.
         cache: of the model, for sessions to use.
         n_ctx: tokens that a prompt and its answer may have; None: as many as the model can.
-        max_waiting: jobs in the queue; more are refused.
+        max_waiting: jobs in the queue beyond those that can run; more are refused.
         max_running: jobs that have a session at a time.
         max_idle: sessions that are kept between jobs.
         ram_bytes: what these may hold.
@@ -135,7 +135,8 @@ class EngineWorker:
         with self._wake:
             if self._state != "ready":
                 raise Loading(f"the engine is {self._state}")
-            if len(self._waiting) >= self.max_waiting:
+            free = max(self.max_running - len(self._running), 0)  # about to be taken
+            if len(self._waiting) >= self.max_waiting + free:
                 self._totals["refused"] += 1
                 raise QueueFull(len(self._waiting), self._retry_after_s())
             self._waiting.append(ticket)
@@ -482,4 +483,10 @@ class EngineWorker:
 
 
 def _marks(job: Job) -> list[int]:
-    return [mark for mark in job.marks if 0 <= mark <= len(job.tokens)]
+    """Positions that the cache is to keep: the job's, and some before the end of its prompt.
+
+    Clients put changing text there, so the next prompt may part a little before.
+    """
+    n = len(job.tokens)
+    marks = {mark for mark in job.marks if 0 <= mark <= n}
+    return sorted(marks | set(range(max(n - 4 * SLICE_TOKENS, 0), n, SLICE_TOKENS)))
