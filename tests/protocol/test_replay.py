@@ -273,24 +273,6 @@ def test_a_call_that_was_cut_is_not_remembered():
     assert not replay.record("me", talk, prompt(talk), output(CALLS, end=False), CALLS, "length")
 
 
-def test_a_block_that_ended_behind_its_first_call_is_closed():
-    replay, talk = table(), ask()
-    one = replace(CALLS, calls=CALLS.calls[:1])
-    whole = output(one, end=False)
-    call = TOKENIZER.encode("</｜DSML｜invoke>", allow_special=True)
-    closed = TOKENIZER.encode("</｜DSML｜invoke>\n</｜DSML｜tool_calls>", allow_special=True)
-    assert whole[-len(closed) :] == closed
-    sampled = whole[: -len(closed)] + call
-    before = prompt(talk)
-    assert replay.record("me", talk, before, sampled, one, "tool_calls")
-    again = prompt(then(talk, one.message(), RESULTS[0]), replay)
-    assert again.ids[: len(before.ids) + len(sampled)] == before.ids + sampled
-    rest = again.ids[len(before.ids) + len(sampled) :]
-    assert TOKENIZER.decode(rest).startswith(
-        "\n</｜DSML｜tool_calls><｜end▁of▁sentence｜><｜User｜>"
-    )
-
-
 def test_prefixes_and_opened_blocks_are_part_of_the_turn():
     replay, talk = table(), ask(Message("assistant", "There", prefix=True), thinking=False)
     before = prompt(talk)

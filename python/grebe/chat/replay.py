@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from .deltas import EndReason
 from .encode import Encoded
 from .equivalence import same_arguments
 from .markers import Markers
@@ -26,7 +27,7 @@ from .parts import alphanumerics
 from .prompt import Body
 from .records import Record, chains, digest
 from .replay_writer import Writer
-from .sampled import Ending, Tokenizer, sampled_body
+from .sampled import Tokenizer, sampled_body
 
 __all__ = ["ReplayTable", "Splices", "Turn"]
 
@@ -120,7 +121,7 @@ class ReplayTable:
         prompt: Encoded,
         sampled: Sequence[int],
         turn: Turn,
-        reason: Ending,
+        reason: EndReason,
         *,
         generation: Generation = "0731",
     ) -> bool:
@@ -130,7 +131,7 @@ class ReplayTable:
             owner: who received it.
             conversation: that it answers.
             prompt: what it was sampled after.
-            sampled: all tokens.
+            sampled: all tokens of it; with or without the end marker.
             turn: what the owner received of it.
             reason: why the output ended.
             generation: of the checkpoint.

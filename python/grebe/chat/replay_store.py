@@ -178,20 +178,15 @@ class RecordFile:
         sound = data[:_HEADER_BYTES] == _header(data[8:24])
         if sound and data[8:24] != self._fingerprint:
             return False
-        self.n_damaged += not sound
-        pos = _HEADER_BYTES if sound else 0
+        pos = _HEADER_BYTES if sound else -1
         while pos < len(data):
-            payload = _payload(data, pos)
+            payload = _payload(data, pos) if pos >= 0 else None
             if payload is not None:
                 on_record(payload)
                 pos += _FRAME_BYTES + len(payload)
                 continue
             self.n_damaged += 1
-            while (pos := data.find(_RECORD, pos + 1)) >= 0:
-                if _payload(data, pos) is not None:
-                    break
-            else:
-                break
+            pos = _next(data, pos + 1)
         return True
 
 
@@ -237,6 +232,15 @@ def _payload(data: bytes, pos: int) -> bytes | None:
         return None
     payload = data[start : start + n]
     return payload if _crc(data[pos + 4 : pos + 8] + payload) == crc else None
+
+
+def _next(data: bytes, pos: int) -> int:
+    """Where the first sound record from there on begins; the end of the data if there is none."""
+    while (pos := data.find(_RECORD, pos)) >= 0:
+        if _payload(data, pos) is not None:
+            return pos
+        pos += 1
+    return len(data)
 
 
 def _crc(data: bytes) -> int:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
+from .deltas import EndReason
 from .markers import Markers
 
-__all__ = ["Ending", "Tokenizer", "sampled_body"]
-
-#: Why an output ended, as the engine's jobs say it.
-Ending = Literal["stop", "stop_string", "tool_calls", "length", "context", "cancelled"]
+__all__ = ["Tokenizer", "sampled_body"]
 
 
 class Tokenizer(Protocol):
@@ -19,9 +17,6 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of tokens."""
-
-    def encode(self, text: str, /) -> list[int]:
-        """Ids of ordinary text."""
 
     def decode(self, ids: Sequence[int], /) -> str:
         """Text, bytes that are not UTF-8 as U+FFFD."""
@@ -38,7 +33,7 @@ def sampled_body(
     reasoning: str | None,
     content: str,
     has_calls: bool,
-    reason: Ending,
+    reason: EndReason,
 ) -> list[int] | None:
     """The tokens of a turn, without its end marker; None if they hold more than was sent.
 
@@ -52,16 +47,9 @@ def sampled_body(
         reason: why the output ended.
     """
     body = list(ids)
-    ended = bool(body) and body[-1] == markers.eos
-    if ended:
+    if body and body[-1] == markers.eos:
         body.pop()
-    if reason == "stop" or (reason == "tool_calls" and ended):
-        return body
-    if reason == "tool_calls":
-        # Ended behind a call: what the block lacks is what the prompt must add.
-        tail = tokenizer.decode(body[-8:]).rstrip()
-        if not tail.endswith(("calls>", "tool>")):
-            body += [*tokenizer.encode("\n</"), markers.dsml, *tokenizer.encode("tool_calls>")]
+    if reason in ("stop", "tool_calls"):
         return body
     if has_calls:
         return None
