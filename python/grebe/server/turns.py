@@ -211,7 +211,7 @@ class TurnService:
         """
         if request.ignored:
             log.debug("%s: ignored: %s", request.api, ", ".join(request.ignored))
-        job, headers = await self._beside(lambda: self._job(request, owner))
+        job, headers = await self.beside(lambda: self._job(request, owner))
         self.counts[request.api] += 1
         return self.submit(request, job, headers)
 
@@ -240,17 +240,26 @@ class TurnService:
         Raises:
             ApiError: whatever is wrong.
         """
-        prepared = await self._beside(lambda: self._prepare(request, owner))
+        prepared = await self.beside(lambda: self.prepare(request, owner))
         return len(prepared.encoded.ids)
 
-    async def _beside(self, work: Callable[[], Any]) -> Any:
-        """What ``work`` gives in a thread; its errors as those of HTTP."""
+    async def beside(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives in a thread, beside the event loop.
+
+        Raises:
+            ApiError: for every error of this package.
+        """
         try:
             return await asyncio.to_thread(work)
         except GrebeError as error:
             raise api_error(error) from error
 
-    def _prepare(self, request: ChatRequest, owner: str) -> Prepared:
+    def prepare(self, request: ChatRequest, owner: str = "") -> Prepared:
+        """What the engine would get; slow, for a thread.
+
+        Raises:
+            ApiError: whatever is wrong.
+        """
         return prepare(
             request,
             owner,
@@ -262,7 +271,7 @@ class TurnService:
         )
 
     def _job(self, request: ChatRequest, owner: str) -> tuple[Job, dict[str, str]]:
-        prepared = self._prepare(request, owner)
+        prepared = self.prepare(request, owner)
         tokens = prepared.encoded.ids
         if len(tokens) >= self.config.n_ctx:
             raise ContextExceeded(len(tokens), self.config.n_ctx)
