@@ -11,13 +11,15 @@ import grebe
 import pytest
 
 MODULES = sorted(
-    m.name for m in pkgutil.iter_modules(grebe.__path__) if m.name not in ("__main__", "_engine")
+    m.name
+    for m in pkgutil.walk_packages(grebe.__path__, "grebe.")
+    if m.name not in ("grebe.__main__", "grebe._engine")
 )
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name: str):
-    result = doctest.testmod(importlib.import_module(f"grebe.{name}"))
+    result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0
 
 

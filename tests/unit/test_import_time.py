@@ -16,6 +16,7 @@ import grebe
 print(time.perf_counter() - start)
 """
 HEAVY = ("asyncio", "argparse", "matplotlib", "starlette", "uvicorn", "fastapi", "httpx", "pydantic", "tokenizers",
+         "msgspec", "h11", "llguidance", "grebe.server", "grebe.chat",
          "importlib.metadata", "http.server")  # fmt: skip
 
 

@@ -26,7 +26,16 @@ PUBLIC = {"grebe.h"}
 # The bindings see the public boundary; the files of single operations, for tests and benchmarks, also what is behind it.
 BINDINGS = {"grebe.h", "bindings.h", "text/", "sampling/", "session/kv_cache.h", "io/storage.h"}
 STORE_BINDINGS = {*BINDINGS, "io/", "store/"}
-OPS_BINDINGS = {"grebe.h", "bindings.h", "backend_ops.h", "backend/", "core/", "io/", "model/", "quant/"}
+OPS_BINDINGS = {
+    "grebe.h",
+    "bindings.h",
+    "backend_ops.h",
+    "backend/",
+    "core/",
+    "io/",
+    "model/",
+    "quant/",
+}
 # Python module -> what it must not import.
 FORBIDDEN = {
     "errors": {"grebe"},
@@ -39,7 +48,17 @@ FORBIDDEN = {
     "sessions": {"grebe.cli", "grebe.commands", "grebe.measure"},
     "session": {"grebe.cli", "grebe.commands", "grebe.measure"},
     "model": {"grebe.cli", "grebe.commands", "grebe.measure"},
+    "chat_session": {"grebe.cli", "grebe.commands", "grebe.server", "grebe.model"},
+    "agents": {"grebe.server", "grebe.model", "grebe.session", "numpy"},
 }
+# The chat protocol is text and tokens: of the package it may know these, beside itself.
+CHAT_MAY_IMPORT = {"grebe.errors", "grebe.config", "grebe.stopping", "grebe.checks", "grebe.chat"}
+# The server sees the engine through jobs.JobRunner; these are behind it, or start it.
+SERVER_ENGINE_SIDE = {"worker", "running", "scheduler", "sessions", "stack", "run"}
+SERVER_MAY_IMPORT = {
+    "grebe.errors", "grebe.config", "grebe.checks", "grebe.events", "grebe.chat", "grebe.server",
+}  # fmt: skip
+WEB = {"starlette", "uvicorn", "h11", "msgspec", "anyio"}
 PLATFORM_IN_CODE = re.compile(r"^\s*#\s*if.*(__APPLE__|_WIN32)", re.M)
 
 
@@ -81,7 +100,7 @@ def test_binding_includes(path: Path):
         assert any(name == a or (a.endswith("/") and name.startswith(a)) for a in allowed), name
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, package: str = "grebe") -> set[str]:
     """Absolute names of what a module imports when it is loaded or when a function runs, typing aside."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typing_only = {
@@ -98,7 +117,8 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = "grebe" if node.level else ""
+            parts = package.split(".")
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
             module = ".".join(filter(None, [base, node.module]))
             names |= {module} if node.module else {f"{module}.{a.name}" for a in node.names}
     return names
@@ -112,6 +132,45 @@ def test_python_imports(module: str):
             assert name != forbidden and not name.startswith(forbidden + "."), (
                 f"{module} imports {name}"
             )
+
+
+def foreign(path: Path, package: str, allowed: set[str]) -> set[str]:
+    """What a module of a package imports of grebe beyond what it may."""
+    found = {name for name in imports(path, package) if name.split(".")[0] == "grebe"}
+    return {n for n in found if not any(n == a or n.startswith(a + ".") for a in allowed)}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "python/grebe/chat").glob("*.py")), ids=lambda p: p.stem
+)
+def test_chat_is_text_and_tokens(path: Path):
+    checksums = {"grebe._engine"} if path.stem == "replay_store" else set()
+    assert foreign(path, "grebe.chat", CHAT_MAY_IMPORT | checksums) == set()
+    assert not {name.split(".")[0] for name in imports(path, "grebe.chat")} & WEB
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        p
+        for p in sorted((ROOT / "python/grebe/server").rglob("*.py"))
+        if p.stem not in SERVER_ENGINE_SIDE
+    ],
+    ids=lambda p: p.stem,
+)
+def test_server_sees_the_engine_through_jobs(path: Path):
+    package = "grebe." + ".".join(path.relative_to(ROOT / "python/grebe").parts[:-1])
+    allowed = SERVER_MAY_IMPORT | ({"grebe.server.stack"} if path.stem == "app" else set())
+    assert foreign(path, package, allowed) == set()
+    engine_side = {f"grebe.server.{name}" for name in SERVER_ENGINE_SIDE}
+    if path.stem != "app":  # makes the whole thing on request
+        assert not imports(path, package) & engine_side
+
+
+def test_only_these_know_how_http_is_spoken():
+    for path in (ROOT / "python/grebe/server").rglob("*.py"):
+        if path.stem != "http":
+            assert not {n.split(".")[0] for n in imports(path)} & {"uvicorn", "h11"}, path.name
 
 
 def test_only_these_know_the_command_line():
