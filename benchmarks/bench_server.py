@@ -1,0 +1,339 @@
+"""A server under load: streaming clients over loopback, some of which vanish.
+
+    python benchmarks/bench_server.py [--clients 16] [--minutes 10] [--vanish 0.25] [--model FILE]
+
+Starts `grebe serve`, lets one client talk for --solo seconds, then all of them for the given minutes: conversations of several
+turns behind a shared system prompt, tokens streamed. A share of the requests is left at a random moment, by a reset. Before that,
+the worker's own time per token is taken in this process with a forward pass that costs nothing. Clients and server share the
+machine. The last line is one JSON document; the exit status is 1 after an error or a leak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WORDS = [
+    *("the", "of", "and", "to", "in", "is", "that", "it", "for", "was", "on", "are", "with", "as"),
+    *("his", "they", "be", "at", "one", "have", "this", "from", "or", "had", "by", "hot", "but"),
+]
+NO_END = {
+    "1": -100
+}  # the end token of the embedded model: answers have the length that was asked for
+
+
+@dataclass
+class Seen:
+    """What the clients saw, in seconds."""
+
+    first: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    n_done: int = 0
+    n_left: int = 0
+    n_busy: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+class Client:
+    """One conversation after another."""
+
+    def __init__(self, port: int, name: str, seen: Seen, rng: random.Random, vanish: float) -> None:
+        self.port, self.name, self.seen, self.rng, self.vanish = port, name, seen, rng, vanish
+
+    def text(self, n: int) -> str:
+        """Words of no meaning."""
+        return " ".join(self.rng.choice(WORDS) for _ in range(n))
+
+    async def talk(self, until: float) -> None:
+        """Until it is so late."""
+        system = " ".join(WORDS * 12)
+        while time.monotonic() < until:
+            messages = [{"role": "system", "content": system}]
+            for _ in range(self.rng.randrange(1, 7)):
+                messages.append({"role": "user", "content": self.text(self.rng.randrange(10, 300))})
+                answer = await self.ask(messages)
+                if answer is None or time.monotonic() >= until:
+                    break
+                messages.append({"role": "assistant", "content": answer})
+
+    async def ask(self, messages: Sequence[dict[str, str]]) -> str | None:
+        """The answer; None when this client left, or something went wrong."""
+        body = json.dumps(
+            {
+                "model": "any",
+                "stream": True,
+                "messages": messages,
+                "max_tokens": self.rng.randrange(64, 192),
+                "thinking": {"type": "disabled"},
+                "logit_bias": NO_END,
+                "prompt_cache_key": self.name,
+            }
+        ).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode()
+        leaves = self.rng.random() < self.vanish
+        patience = self.rng.randrange(0, 60) if leaves else 1 << 30
+        begin = time.perf_counter()
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError as error:
+            self.seen.errors.append(repr(error))
+            return None
+        try:
+            writer.write(head + body)
+            data, last, n = bytearray(), 0.0, 0
+            while n <= patience:
+                if leaves and patience == 0:  # before anything came back
+                    await asyncio.sleep(self.rng.random() * 0.5)
+                    break
+                piece = await asyncio.wait_for(reader.read(1 << 16), 120)
+                now = time.perf_counter()
+                if not piece:
+                    break
+                data += piece
+                new = piece.count(b'"delta":{"content":"') - piece.count(b'"delta":{"content":""')
+                if new > 0:
+                    n += new
+                    if last:
+                        self.seen.gaps.append(now - last)
+                    else:
+                        self.seen.first.append(now - begin)
+                    last = now
+            if leaves:
+                self.seen.n_left += 1
+                return None
+            if data.startswith(b"HTTP/1.1 429"):
+                self.seen.n_busy += 1
+                await asyncio.sleep(1)
+                return None
+            if b"[DONE]" not in data:
+                self.seen.errors.append(f"no end: {bytes(data[:200])!r} .. {bytes(data[-200:])!r}")
+                return None
+            self.seen.n_done += 1
+            return "".join(
+                json.loads(f'"{m.decode()}"')
+                for m in re.findall(rb'"delta":\{"content":"((?:[^"\\]|\\.)*)"', bytes(data))
+            )
+        except (OSError, TimeoutError, ValueError) as error:
+            self.seen.errors.append(repr(error))
+            return None
+        finally:
+            writer.transport.abort()
+
+
+class Server:
+    """`grebe serve` in a process of its own."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+        command = [sys.executable, "-m", "grebe", "serve", "--port", str(self.port), *arguments]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        self.tick = os.sysconf("SC_CLK_TCK")
+
+    async def get(self, path: str) -> str:
+        """The body of a response."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
+        )
+        data = await reader.read()
+        writer.close()
+        return data.split(b"\r\n\r\n", 1)[1].decode()
+
+    async def ready(self) -> None:
+        """Returns when the model is loaded."""
+        for _ in range(600):
+            try:
+                if "\ngrebe_ready 1\n" in await self.get("/metrics"):
+                    return
+            except OSError:
+                pass
+            await asyncio.sleep(0.1)
+        raise SystemExit("the server does not come up")
+
+    async def metrics(self) -> dict[str, float]:
+        """Numbers by name and labels."""
+        lines = (await self.get("/metrics")).splitlines()
+        return {
+            line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.startswith("grebe_")
+        }
+
+    def rss_mb(self) -> float:
+        """Memory of the process."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", text).group(1)) / 1024  # type: ignore[union-attr]
+
+    def cpu_s(self, *, loop_only: bool = False) -> float:
+        """Of the process, or of its main thread, which runs the event loop."""
+        pid = self.process.pid
+        path = Path(f"/proc/{pid}/task/{pid}/stat" if loop_only else f"/proc/{pid}/stat")
+        fields = path.read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / self.tick
+
+
+async def watch(server: Server, rss: list[float]) -> None:
+    while True:
+        await asyncio.sleep(1)
+        rss.append(server.rss_mb())
+
+
+async def phase(server: Server, n: int, seconds: float, vanish: float, seed: int) -> dict[str, Any]:
+    """So many clients for so long."""
+    seen, rss = Seen(), list[float]()
+    watcher = asyncio.create_task(watch(server, rss))
+    before, cpu, loop = await server.metrics(), server.cpu_s(), server.cpu_s(loop_only=True)
+    begin = time.monotonic()
+    clients = [
+        Client(server.port, f"{seed}-{i}", seen, random.Random(f"{seed} {i}"), vanish)
+        for i in range(n)
+    ]
+    await asyncio.gather(*(client.talk(begin + seconds) for client in clients))
+    took = time.monotonic() - begin
+    watcher.cancel()
+    for _ in range(100):  # those that were left end within a chunk
+        after = await server.metrics()
+        if after["grebe_requests_running"] + after["grebe_requests_waiting"] == 0:
+            break
+        await asyncio.sleep(0.1)
+    n_tokens = after["grebe_completion_tokens_total"] - before["grebe_completion_tokens_total"]
+    n_read = after["grebe_prefilled_tokens_total"] - before["grebe_prefilled_tokens_total"]
+    quarter = max(len(rss) // 4, 1)
+    return {
+        "clients": n,
+        "seconds": round(took, 1),
+        "done": seen.n_done,
+        "left": seen.n_left,
+        "busy": seen.n_busy,
+        "errors": len(seen.errors),
+        "first_errors": seen.errors[:3],
+        "failed_jobs": after["grebe_jobs_failed_total"] - before["grebe_jobs_failed_total"],
+        "still_running": after["grebe_requests_running"] + after["grebe_requests_waiting"],
+        "tok_per_s": round(n_tokens / took, 1),
+        "prefilled_per_s": round(n_read / took, 1),
+        "ttft_p50_ms": percentile(seen.first, 50),
+        "ttft_p95_ms": percentile(seen.first, 95),
+        "gap_p50_ms": percentile(seen.gaps, 50),
+        "gap_p95_ms": percentile(seen.gaps, 95),
+        "gap_max_ms": percentile(seen.gaps, 100),
+        "loop_us_per_token": round((server.cpu_s(loop_only=True) - loop) / max(n_tokens, 1) * 1e6),
+        "cpu_us_per_token": round((server.cpu_s() - cpu) / max(n_tokens, 1) * 1e6),
+        "rss_mb_second_quarter": round(statistics.median(rss[quarter : 2 * quarter] or rss), 1),
+        "rss_mb_last_quarter": round(statistics.median(rss[-quarter:]), 1),
+        "rss_mb_max": round(max(rss), 1),
+    }
+
+
+def percentile(values: Sequence[float], p: int) -> float:
+    if not values:
+        return float("nan")
+    ordered = sorted(values)
+    return round(ordered[min(len(ordered) * p // 100, len(ordered) - 1)] * 1e3, 1)
+
+
+def worker_us(n_jobs: int, n_tokens: int = 500) -> float:
+    """CPU time of the worker per token, sampling and events included, without a forward pass."""
+    import grebe
+    import numpy as np
+    from grebe.server.jobs import Job, Sunk
+    from grebe.server.worker import EngineWorker
+
+    class Sink:
+        def feed(self, token: int) -> Sunk:
+            return nothing
+
+        def finish(self, reason: str) -> Sequence[Any]:
+            return ()
+
+    nothing = Sunk()
+    with grebe.Model.load() as model:
+        logits = np.random.default_rng(1).normal(size=(n_jobs, model.config.vocab_size))
+        logits = logits.astype(np.float32)
+        model.step = lambda inputs, logits_="last", **_: logits[: len(inputs)]  # type: ignore
+
+        async def one(worker: EngineWorker) -> None:
+            job = Job([0, 300, 301], Sink(), n_tokens, sampling=grebe.Sampling(temperature=1.0))
+            async for _ in worker.submit(job):
+                pass
+
+        async def together(worker: EngineWorker) -> float:
+            begin = time.process_time()
+            await asyncio.gather(*(one(worker) for _ in range(n_jobs)))
+            return (time.process_time() - begin) / (n_jobs * n_tokens) * 1e6
+
+        with EngineWorker(model, n_ctx=4096) as worker:
+            return round(asyncio.run(together(worker)), 1)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    names = [name for name in rows[0] if name != "first_errors"]
+    width = max(map(len, names))
+    return "\n".join(
+        f"{name:{width}}" + "".join(f"{row[name]:>12}" for row in rows) for name in names
+    )
+
+
+async def measure(a: argparse.Namespace) -> list[dict[str, Any]]:
+    arguments = ["--n-ctx", "8192", *(["--model", a.model] if a.model else [])]
+    server = Server(arguments)
+    try:
+        await server.ready()
+        await phase(server, 1, a.warmup, 0.0, 0)
+        rows = [await phase(server, 1, a.solo, 0.0, 1)]
+        rows.append(await phase(server, a.clients, a.minutes * 60, a.vanish, 2))
+    finally:
+        server.process.terminate()
+        server.process.wait(20)
+    return rows
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--model", help="a GGUF file; else the embedded model")
+    p.add_argument("--clients", type=int, default=16)
+    p.add_argument("--minutes", type=float, default=10.0)
+    p.add_argument("--vanish", type=float, default=0.25, help="share of requests that are left")
+    p.add_argument("--solo", type=float, default=30.0, help="seconds with one client")
+    p.add_argument("--warmup", type=float, default=5.0, help="seconds")
+    a = p.parse_args()
+    own = {f"worker_us_per_token_{n}": worker_us(n) for n in (1, a.clients)}
+    rows = asyncio.run(measure(a))
+    print(table(rows))
+    for name, value in own.items():
+        print(f"{name}: {value}")
+    for row in rows:
+        for error in row["first_errors"]:
+            print("error:", error)
+    alone, many = rows
+    growth = many["rss_mb_last_quarter"] / many["rss_mb_second_quarter"] - 1
+    gain = many["tok_per_s"] / alone["tok_per_s"]
+    print(f"tokens/s against one client: {gain:.2f}; growth of memory: {100 * growth:.1f} %")
+    document = {"benchmark": "bench_server", "machine": platform.machine(), "cores": os.cpu_count()}
+    document |= {"phases": rows, "growth": round(growth, 4), "gain": round(gain, 3)} | own
+    print(json.dumps(document))
+    bad = many["errors"] or many["failed_jobs"] or many["still_running"] or growth > 0.05
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
