@@ -7,7 +7,7 @@ one after the other, and each of them changes the whole prompt.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -114,10 +114,12 @@ def _thinking(body: CountBody, default: bool) -> tuple[bool, Effort]:
     return thinking, "high" if meant == "none" else meant
 
 
-def _tools(declared: Iterable[Mapping[str, Any]]) -> tuple[tuple[Tool, ...], list[str]]:
+def _tools(declared: Sequence[Mapping[str, Any]]) -> tuple[tuple[Tool, ...], list[str]]:
     """Functions, and what was declared beside them: tools that Anthropic's servers run."""
     tools: list[Tool] = []
     dropped: list[str] = []
+    # Anthropic's own search would find deferred tools; without it they must be shown at once.
+    hosted = any(str(tool.get("type")).startswith("tool_search_tool") for tool in declared)
     for i, tool in enumerate(declared):
         kind = tool.get("type")
         if kind not in (None, "custom"):
@@ -127,7 +129,7 @@ def _tools(declared: Iterable[Mapping[str, Any]]) -> tuple[tuple[Tool, ...], lis
                 str(tool.get("name", "")),
                 _string(tool.get("description")),
                 _object(tool.get("input_schema")),
-                deferred=tool.get("defer_loading") is True,
+                deferred=tool.get("defer_loading") is True and not hosted,
                 param=f"tools[{i}].name",
             )
             # Unlike the other APIs' the schema is shown as it came.
