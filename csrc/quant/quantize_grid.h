@@ -60,26 +60,21 @@ class GridBlock {
       if (ideal_[g] > d_most) d_most = ideal_[g];
     }
     d_most /= 15.5f * Type::kStep;
+    float d = best_start(d_most);
+    int s[kGroups];
+    for (int g = 0; g < kGroups; g++) s[g] = nearest(g, d);
     float best_cost = kWorst;
     float best_d = 0;
     int best_s[kGroups] = {};
-    for (const float share : {1.f, .96f, .92f, .88f}) {
-      float d = f16(d_most * share);
-      int s[kGroups];
-      for (int g = 0; g < kGroups; g++) {
-        const float at = d > 0 ? ideal_[g] / (d * Type::kStep) - 0.5f : 0.f;
-        s[g] = at < 0 ? 0 : at > 15 ? 15 : static_cast<int>(at + 0.5f);
+    for (int round = 0; round < 2; round++) {
+      float cost = 0;
+      for (int g = 0; g < kGroups; g++) cost += fit_scale(g, d, s[g]);
+      if (cost < best_cost) {
+        best_cost = cost;
+        best_d = d;
+        for (int g = 0; g < kGroups; g++) best_s[g] = s[g];
       }
-      for (int round = 0; round < 2; round++) {
-        float cost = 0, num = 0, den = 0;
-        for (int g = 0; g < kGroups; g++) cost += fit_scale(g, d, s[g], num, den);
-        if (cost < best_cost) {
-          best_cost = cost;
-          best_d = d;
-          for (int g = 0; g < kGroups; g++) best_s[g] = s[g];
-        }
-        if (round == 0) d = den > 0 ? f16(num / den) : 0.f;
-      }
+      if (round == 0) d = refit(d, s);
     }
     pack(best_d, best_s, out);
   }
@@ -265,7 +260,7 @@ class GridBlock {
 
   /// The best scale of a group by itself: candidates by ratio, then least squares.
   float fit_group(int g) {
-    constexpr int kSize = 8 * Type::kVectors, kCandidates = 12;
+    constexpr int kSize = 8 * Type::kVectors, kCandidates = 8;
     float amax = 0;
     for (int k = g * kSize; k < (g + 1) * kSize; k++) {
       if (magnitude_[k] > amax) amax = magnitude_[k];
@@ -275,7 +270,7 @@ class GridBlock {
     float ratio = 1.1f;
     for (int c = 0; c < kCandidates; c++) {
       t[c] = amax * ratio / Type::kTop;
-      ratio *= 0.9f;
+      ratio *= 0.87f;
     }
     for (int c = 0; c < kCandidates; c += 4) group_cost<4>(g, t + c, cost + c);
     int best = 0;
@@ -291,24 +286,56 @@ class GridBlock {
     return a > 0 && b > 0 ? b / a : t[best];
   }
 
-  /// The best integer within one of s for this d; adds to the sums of the least-squares d.
-  float fit_scale(int g, float d, int& s, float& num, float& den) {
+  /// The integer that brings the scale of a group nearest to its best.
+  int nearest(int g, float d) const {
+    const float at = d > 0 ? ideal_[g] / (d * Type::kStep) - 0.5f : 0.f;
+    return at < 0 ? 0 : at > 15 ? 15 : static_cast<int>(at + 0.5f);
+  }
+
+  static float multiple(int s) { return Type::kStep * (static_cast<float>(s) + 0.5f); }
+
+  /// d at which the nearest integers do best, of some below the one that serves the largest scale.
+  float best_start(float d_most) {
+    constexpr int kShares = 6;
+    float d[kShares], total[kShares] = {};
+    for (int c = 0; c < kShares; c++) d[c] = f16(d_most * (1.f - 0.03f * static_cast<float>(c)));
+    for (int g = 0; g < kGroups; g++) {
+      float t[kShares], cost[kShares];
+      for (int c = 0; c < kShares; c++) t[c] = d[c] * multiple(nearest(g, d[c]));
+      for (int c = 0; c < kShares; c += 3) group_cost<3>(g, t + c, cost + c);
+      for (int c = 0; c < kShares; c++) total[c] += cost[c];
+    }
+    int best = 0;
+    for (int c = 1; c < kShares; c++) {
+      if (total[c] < total[best]) best = c;
+    }
+    return d[best];
+  }
+
+  /// Leaves in s the best integer within one of it, and returns its cost.
+  float fit_scale(int g, float d, int& s) {
     const int first = s > 0 ? (s < 15 ? s - 1 : 13) : 0;
     float t[3], cost[3];
-    for (int c = 0; c < 3; c++) t[c] = d * Type::kStep * (static_cast<float>(first + c) + 0.5f);
+    for (int c = 0; c < 3; c++) t[c] = d * multiple(first + c);
     group_cost<3>(g, t, cost);
     int best = 0;
     for (int c = 1; c < 3; c++) {
       if (cost[c] < cost[best]) best = c;
     }
     s = first + best;
-    const float multiple = Type::kStep * (static_cast<float>(s) + 0.5f);
-    for (int v = g * Type::kVectors; v < (g + 1) * Type::kVectors; v++) {
-      const Pick p = pick(v, t[best]);
-      num += multiple * p.b;
-      den += multiple * multiple * p.a;
-    }
     return cost[best];
+  }
+
+  /// d by least squares for the entries that these scales choose.
+  float refit(float d, const int* s) {
+    float num = 0, den = 0;
+    for (int v = 0; v < 32; v++) {
+      const float m = multiple(s[v / Type::kVectors]);
+      const Pick p = pick(v, d * m);
+      num += m * p.b;
+      den += m * m * p.a;
+    }
+    return den > 0 ? f16(num / den) : 0.f;
   }
 
   uint32_t signs(int v, const Pick& p) const {
@@ -317,10 +344,7 @@ class GridBlock {
 
   void pack(float d, const int* s, typename Type::Block& out) {
     out.d = f16_bits(d);
-    const auto picked = [&](int v) {
-      const float multiple = Type::kStep * (static_cast<float>(s[v / Type::kVectors]) + 0.5f);
-      return pick(v, d * multiple);
-    };
+    const auto picked = [&](int v) { return pick(v, d * multiple(s[v / Type::kVectors])); };
     if constexpr (Type::kParity) {
       for (int g = 0; g < 8; g++) {
         uint32_t bits = static_cast<uint32_t>(s[g]) << 28;
