@@ -26,17 +26,13 @@ from .messages import Conversation, Generation, Message, ToolCall
 from .parts import alphanumerics
 from .prompt import Body
 from .records import Record, chains, digest
+from .replay_index import Index
 from .replay_writer import Writer
 from .sampled import Tokenizer, sampled_body
 
 __all__ = ["ReplayTable", "Splices", "Turn"]
 
 _log = logging.getLogger("grebe.replay")
-
-#: Turns of the same conversation with the same answer, sampled differently.
-_MAX_TWINS = 4
-#: Bytes of a record in memory beside its packed form.
-_OVERHEAD = 600
 
 
 class Turn(Protocol):
@@ -85,14 +81,8 @@ class ReplayTable:
         budget_bytes: int = 128 << 20,
     ) -> None:
         self._tokenizer, self._markers = tokenizer, markers
-        self._budget = budget_bytes
         self._lock = threading.RLock()
-        # Least recently used first; the values are sizes.
-        self._records: OrderedDict[int, tuple[Record, int]] = OrderedDict()
-        self._numbers = 0
-        self._n_bytes = 0
-        self._by_call: dict[tuple[str, str], int] = {}
-        self._by_text: dict[tuple[str, str, str], list[int]] = {}
+        self._index = Index(budget_bytes)
         self._outcomes: Counter[str] = Counter()
         self._told: OrderedDict[tuple[int, str], None] = OrderedDict()
         self._writer: Writer | None = None
@@ -173,23 +163,23 @@ class ReplayTable:
         )
         payload = record.pack()
         with self._lock:
-            if not self._add(record, len(payload)):
+            if not self._index.add(record, len(payload)):
                 return False
             if self._writer is not None:
-                self._writer.append(payload, self._n_bytes)
+                self._writer.append(payload, self._index.n_bytes)
         return True
 
     def knows(self, owner: str, call_id: str) -> bool:
         """Whether a call with this id was sent to this owner, and is remembered."""
         with self._lock:
-            return (_owner(owner), alphanumerics(call_id)) in self._by_call
+            return self._index.knows(_owner(owner), call_id)
 
     def stats(self) -> dict[str, Any]:
         """Numbers for metrics: sizes, and what became of assistant messages, by reason."""
         with self._lock:
             return {
-                "records": len(self._records),
-                "bytes": self._n_bytes,
+                "records": len(self._index),
+                "bytes": self._index.n_bytes,
                 "outcomes": dict(self._outcomes),
                 **({} if self._writer is None else self._writer.stats()),
             }
@@ -209,22 +199,13 @@ class ReplayTable:
     ) -> list[tuple[int, Record]]:
         """Candidates, the best first."""
         with self._lock:
-            if message.tool_calls:
-                numbers = [
-                    self._by_call.get((owner, alphanumerics(message.tool_calls[0].id or "")))
-                ]
-            else:
-                numbers = [
-                    *reversed(self._by_text.get((owner, chain, digest(message.content)), ()))
-                ]
-            found = [(n, self._records[n][0]) for n in numbers if n is not None]
+            found = self._index.find(owner, chain, message)
         return sorted(found, key=lambda entry: entry[1].mode != mode)
 
     def _used(self, number: int) -> None:
         with self._lock:
             self._outcomes["replayed"] += 1
-            if number in self._records:
-                self._records.move_to_end(number)
+            self._index.touch(number)
 
     def _refused(self, message: int, number: int, reason: str) -> None:
         with self._lock:
@@ -237,49 +218,17 @@ class ReplayTable:
         level = logging.DEBUG if again or number < 0 else logging.INFO
         _log.log(level, "message %d is encoded anew: %s", message, reason)
 
-    def _add(self, record: Record, n_payload: int) -> bool:
-        size = n_payload + _OVERHEAD
-        if size > self._budget:
-            return False
-        number = self._numbers
-        self._numbers += 1
-        self._records[number] = (record, size)
-        self._n_bytes += size
-        for key in _call_keys(record):
-            self._by_call[key] = number
-        if not record.calls:
-            twins = self._by_text.setdefault((record.owner, record.chain, record.content), [])
-            twins.append(number)
-            if len(twins) > _MAX_TWINS:
-                self._forget(twins[0])
-        while self._n_bytes > self._budget:
-            self._forget(next(iter(self._records)))
-        return True
-
-    def _forget(self, number: int) -> None:
-        record, size = self._records.pop(number)
-        self._n_bytes -= size
-        for key in _call_keys(record):
-            if self._by_call.get(key) == number:
-                del self._by_call[key]
-        if not record.calls:
-            place = (record.owner, record.chain, record.content)
-            twins = self._by_text[place]
-            twins.remove(number)
-            if not twins:
-                del self._by_text[place]
-
     def _load(self, payload: bytes) -> None:
         try:
             record = Record.unpack(payload)
         except ValueError:
             return
         if max(record.ids, default=0) < self._tokenizer.vocab_size:
-            self._add(record, len(payload))
+            self._index.add(record, len(payload))
 
     def _live(self) -> list[Record]:
         with self._lock:
-            return [record for record, _ in self._records.values()]
+            return self._index.records()
 
 
 class Splices:
@@ -338,10 +287,6 @@ def _difference(record: Record, message: Message, *, reasoned: bool) -> str | No
     if reasoned and given and digest(given) != record.reasoning:
         return "another reasoning"
     return None
-
-
-def _call_keys(record: Record) -> list[tuple[str, str]]:
-    return [(record.owner, alphanumerics(call.id or "")) for call in record.calls]
 
 
 def _mode(conversation: Conversation, generation: Generation) -> str:

@@ -108,17 +108,18 @@ class Writer:
                     return
                 rewrite = self._stale
                 self._dirty, self._stale, self._busy = False, False, True
-                self._late = [] if rewrite else None
+                # What comes from here on is in the one or in the other.
+                self._late, live = ([], self._live()) if rewrite else (None, ())
             if rewrite:
-                self._rewrite()
+                self._rewrite(live)
             else:
                 self._file.sync()
             with self._lock:
                 self._busy = False
                 self._wake.notify_all()
 
-    def _rewrite(self) -> None:
-        made = self._file.begin_rewrite(record.pack() for record in self._live())
+    def _rewrite(self, live: Sequence[Record]) -> None:
+        made = self._file.begin_rewrite(record.pack() for record in live)
         with self._lock:
             late, self._late = self._late or [], None
             if made is not None and self._file.end_rewrite(made, late):
