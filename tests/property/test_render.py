@@ -7,10 +7,12 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from grebe.chat.calls import parse_arguments
 from grebe.chat.encode import TextCache, encode
 from grebe.chat.markers import BAR, Markers
 from grebe.chat.messages import Conversation, Message, Tool, ToolCall
-from grebe.chat.prompt import Body, Marker, Text
+from grebe.chat.parser import OutputParser
+from grebe.chat.prompt import Body, Marker, Prompt, Text
 from grebe.chat.render import render
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,3 +142,25 @@ def test_every_spelling_is_text():
     for spelling in ADDED:
         assert not any(map(nano.is_special, nano.encode(spelling)))
     assert Markers.of(nano).tasks.keys() == real_markers().tasks.keys()
+
+
+@given(turns(), st.booleans())
+def test_what_is_written_is_read_again(turn: list[Message], thinking: bool):
+    said = turn[0]
+    talk = Conversation((Message("user", "Go."), said), TOOLS, thinking)
+    (body,) = (s for s in render(talk).segments if isinstance(s, Body))
+    ids = encode(Prompt(body.segments, "content"), REAL, real_markers()).ids
+    parser = OutputParser(real_markers(), REAL, TOOLS, thinking=thinking)
+    for id in ids:
+        if parser.feed(id).end is not None:
+            break
+    parser.finish("stop")
+    read = parser.turn
+    assert read.reasoning == ((said.reasoning or "") if thinking else "")
+    assert read.content == said.content
+    assert [call.name for call in read.calls] == [call.name for call in said.tool_calls]
+    for call, written in zip(read.calls, said.tool_calls, strict=True):
+        value = parse_arguments(written.arguments)
+        if value is None or any('"' in key for key in value):
+            value = {"arguments": written.arguments}
+        assert json.loads(call.arguments) == value
