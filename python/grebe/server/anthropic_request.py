@@ -68,13 +68,13 @@ def messages_request(
     if choice.get("type") == "any":
         by_mask = "any"
     elif choice.get("type") == "tool":
-        name = choice.get("name")
+        name = str(choice.get("name"))
         if name not in by_name:
             raise unknown_function(name)
         if thinking:
-            by_mask = str(name)
+            by_mask = name
         else:
-            forced, tools = str(name), (by_name[str(name)],)
+            forced, tools = name, (by_name[name],)
     reader = _Messages(by_name)
     messages = [*_system(body.system), *reader.read(body.messages)]
     if messages[-1].role == "assistant" and not thinking:
