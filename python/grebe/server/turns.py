@@ -17,8 +17,8 @@ from ..chat.encode import TextCache
 from ..chat.markers import Markers
 from ..chat.messages import Generation, ToolCall
 from ..chat.parser import OutputParser
-from ..errors import GrebeError
-from .errors import ContextExceeded, api_error
+from ..errors import GrebeError, InvalidArgumentError
+from .errors import ContextExceeded, api_error, invalid
 from .jobs import EndReason, Finished, Job, JobEvent, JobRunner, JobUsage, Script, Sink, TokenEvent
 from .prompting import Prepared, Replay, ToolSections, default_max_tokens, prepare, sampling
 from .requests import ChatRequest, RawRequest
@@ -32,6 +32,12 @@ __all__ = ["Answer", "Scripts", "ServiceConfig", "Turn", "TurnService", "collect
 
 log = logging.getLogger("grebe.server")
 
+#: Where the APIs take the schema of an answer.
+_FORMATS = {
+    "chat": "response_format",
+    "messages": "output_config.format",
+    "responses": "text.format",
+}
 _ALPHANUMERICS = string.ascii_letters + string.digits
 
 
@@ -320,7 +326,11 @@ class TurnService:
 
         if not prepared.calls:
             asked = replace(asked, tools=(), forced=None)
-        return make_mask(self.tokenizer, self.markers, asked, start=prepared.prompt.start)
+        try:
+            return make_mask(self.tokenizer, self.markers, asked, start=prepared.prompt.start)
+        except InvalidArgumentError as error:
+            param = _FORMATS.get(request.api) if obeys else "tools"
+            raise invalid(str(error), param) from error
 
     def _recorder(
         self, owner: str, prepared: Prepared, parser: OutputParser, first: FirstCall | None
