@@ -50,9 +50,11 @@ class StopFilter:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of text that is a proper beginning of stop."""
-    for n in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:n]):
-            return n
+    i = max(0, len(text) - len(stop) + 1)
+    while (i := text.find(stop[0], i)) >= 0:
+        if stop.startswith(text[i:]):
+            return len(text) - i
+        i += 1
     return 0
 
 
