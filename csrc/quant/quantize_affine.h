@@ -80,8 +80,13 @@ struct Affine {
       best = {select(better, p.scale, best.scale), select(better, p.min, best.min)};
     };
     constexpr float kClips2[] = {1.1f, 1.f, .9f, .8f, .7f, .6f, .5f};
-    constexpr float kClips4[] = {1.02f, 1.f, .97f, .94f, .9f, .85f, .78f};
-    for (const float clip : kMaxQ < 4 ? kClips2 : kClips4) {
+    // Ranges wider than the weights: the codes of FP4 weights are evenly spaced with a step that
+    // leaves some of ours unused.
+    constexpr float kClips4[] = {1.25f, 1.15f, 1.07f, 1.02f, 1.f, .97f, .94f, .9f, .85f, .78f};
+    const float* const clips = kMaxQ < 4 ? kClips2 : kClips4;
+    constexpr int kClips = static_cast<int>((kMaxQ < 4 ? sizeof kClips2 : sizeof kClips4) / 4);
+    for (int i = 0; i < kClips; i++) {
+      const float clip = clips[i];
       const F16x scale = (high - low) * splat(clip / kMaxQ);
       consider({scale, zero - low * splat(clip)});
       if (clip < 1.f) consider({scale, zero - low});

@@ -64,6 +64,15 @@ inline uint16_t f16_bits(float f) {
   return static_cast<uint16_t>(sign | static_cast<uint16_t>(magnitude * 0x1p24f));
 }
 
+/// The largest power of two that is not above a > 0; 0 of less than the smallest normal number.
+inline F16x power_below(F16x a) {
+  alignas(64) uint32_t bits[16];
+  std::memcpy(bits, &a, sizeof a);
+  for (uint32_t& b : bits) b &= 0x7f800000;
+  std::memcpy(&a, bits, sizeof a);
+  return a;
+}
+
 /// In every lane the sum over its run of kRun lanes.
 template <int kRun>
 F16x spread_sum(F16x a) {

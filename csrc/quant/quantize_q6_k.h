@@ -1,5 +1,6 @@
 // Q6_K: w = d s (q - 32), sixteen groups of 16 with a signed byte s. The codes reach one step
-// further on the negative side, so both signs of a group's scale are tried.
+// further on the negative side, so both signs of a group's scale are tried. The power of two and
+// s up to 64 are there for weights on an MXFP4 grid, which come out exactly.
 #pragma once
 
 #include "quant/quantize_groups.h"
@@ -30,16 +31,19 @@ struct Q6 {
   static F16x fit_groups(const Groups<16>& g) {
     const F16x amax = g.largest_magnitude();
     F16x best = splat(0.f), best_error = splat(kWorst);
-    for (const float steps :
-         {31.f, -31.f, 32.f, -32.f, 30.2f, 31.4f, -31.4f, 32.4f, -32.4f, 34.f}) {
-      F16x scale = amax / splat(steps);
-      for (int round = 0; round < 2; round++) {
+    const auto consider = [&](F16x scale, int rounds) {
+      for (int round = 0; round < rounds; round++) {
         const Fit f = fit(g, scale);
         const Mask better = f.error < best_error;
         best_error = select(better, f.error, best_error);
         best = select(better, scale, best);
         scale = f.wqx * inverse_or_zero(f.wqq);
       }
+    };
+    consider(power_below(amax) * splat(1.f / 16), 1);  // first: in a tie it stays
+    for (const float steps :
+         {31.f, -31.f, 32.f, -32.f, 30.2f, 31.4f, -31.4f, 32.4f, -32.4f, 34.f}) {
+      consider(amax / splat(steps), 2);
     }
     return best;
   }
@@ -53,7 +57,7 @@ struct Q6 {
     const F16x most = spread_max<16>(abs(ideal));
     Choice best{splat(0.f), splat(0.f)};
     F16x best_total = splat(kWorst);
-    for (const float steps : {127.f, 124.f}) {
+    for (const float steps : {127.f, 124.f, 64.f}) {
       F16x d = round_to_f16(most / splat(steps));
       F16x s0 = clamp(round(ideal * inverse_or_zero(d)), low, high);
       for (int round = 0; round < 3; round++) {

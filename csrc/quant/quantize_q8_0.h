@@ -1,5 +1,6 @@
 // Q8_0: one scale, 32 signed bytes. Scales around amax / 127, each with one step of least squares;
-// what counts is the error with the scale as an f16.
+// what counts is the error with the scale as an f16. With the power of two among them, weights on
+// an MXFP4 grid come out exactly, and so do the larger ones of an FP8 matrix.
 #pragma once
 
 #include "quant/quantize_groups.h"
@@ -33,8 +34,8 @@ inline void quantize_q8_0(const float* x, const float* w, int64_t n, uint8_t* ou
     const Groups<32> g(x + 32 * first, w + 32 * first, n_groups);
     const F16x amax = g.largest_magnitude();
     F16x best_d = splat(0.f), best_error = splat(kWorst);
-    for (const float steps : {127.f, 126.f, 126.5f, 127.25f, 127.49f, 128.f}) {
-      F16x d = round_to_f16(amax / splat(steps));
+    for (const float steps : {127.f, 126.f, 126.5f, 127.25f, 127.49f, 128.f, 64.f}) {
+      F16x d = round_to_f16((steps == 64.f ? power_below(amax) : amax) / splat(steps));
       for (int round = 0; round < 2; round++) {
         const Q8Fit f = q8_fit(g, d);
         const Mask better = f.error < best_error;

