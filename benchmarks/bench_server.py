@@ -21,6 +21,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -144,13 +145,13 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         command = [sys.executable, "-m", "grebe", "serve", "--port", str(self.port), *arguments]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        self.log = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         self.tick = os.sysconf("SC_CLK_TCK")
 
     async def get(self, path: str) -> str:
         """The body of a response."""
+        self.check()
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(
             f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
@@ -158,6 +159,13 @@ class Server:
         data = await reader.read()
         writer.close()
         return data.split(b"\r\n\r\n", 1)[1].decode()
+
+    def check(self) -> None:
+        """Raises when the server is gone."""
+        if self.process.poll() is not None:
+            self.log.seek(0)
+            end = self.log.read().decode()[-3000:]
+            raise SystemExit(f"{end}\nthe server ended with status {self.process.returncode}")
 
     async def ready(self) -> None:
         """Returns when the model is loaded."""

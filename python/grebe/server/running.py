@@ -52,7 +52,7 @@ class Running:
         ready_at: not to be stepped before this time.
         follows: another session that reads the same prompt's beginning, and how much of it; to be
             waited for.
-        served: number of the step that took it last.
+        served: grows with each step that took part of it; the least has waited longest.
     """
 
     def __init__(self, ticket: Ticket, prompt: NDArray[np.int32], found: Found) -> None:

@@ -33,6 +33,7 @@ class Scheduler:
         self._chunk_tokens, self._gap_s = chunk_tokens, gap_s
         self._token_s: float | None = None  # of a prompt's token
         self._n_steps = 0
+        self._n_served = 1  # 0 marks jobs that are new
 
     def plan(self, jobs: Sequence[Running], now: float) -> list[tuple[Running, int]]:
         """Pairs of a job and how many tokens of it to take; 1 for one that decodes.
@@ -40,15 +41,22 @@ class Scheduler:
         A job that echoes its prompt's log-probabilities comes alone.
         """
         self._n_steps += 1
+        for job in jobs:
+            if job.served == 0:  # new: as if it had been served just now
+                job.served = self._n_served
+        readers = self._readers(jobs, now)
         decoding = [job for job in jobs if not job.reading]
         batch = [job for job in decoding if job.out and job.ready_at <= now]
-        if len(batch) > self._chunk_tokens:
-            batch = sorted(batch, key=lambda job: job.served)[: self._chunk_tokens]
+        most = self._chunk_tokens
+        if readers:  # of a small step they get a share, too
+            most -= max(most // 4, self._n_steps % 2 if most == 1 else 1)
+        if len(batch) > most:
+            batch = sorted(batch, key=lambda job: job.served)[:most]
         plan = [(job, 1) for job in batch]
         room = self._chunk_tokens - len(plan)
         if decoding:
             room = min(room, self._slice_tokens())
-        for job in self._readers(jobs, now):
+        for job in readers:
             if job.echoes:
                 if plan and self._n_steps % 2 == 0:  # takes turns with the others
                     continue
@@ -59,7 +67,8 @@ class Scheduler:
                 plan.append((job, n))
                 room -= n
         for job, _ in plan:
-            job.served = self._n_steps
+            self._n_served += 1
+            job.served = self._n_served
         return plan
 
     def _readers(self, jobs: Sequence[Running], now: float) -> list[Running]:

@@ -10,7 +10,7 @@ Used by the engine's thread alone; :meth:`SessionPool.describe` by any.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +158,7 @@ class SessionPool:
             candidate = known
             if known.busy or known.start or not (whole or known.pos - n_common < CHECKPOINT_TOKENS):
                 candidate = Resident(known.session.fork())
+                known.last_used = time.monotonic()
                 self.n_forked += 1
             pos = candidate.session.resume(tokens, marks=marks)
             if candidate is known:
@@ -199,12 +200,16 @@ class SessionPool:
         if resident not in self._residents:
             self._residents.append(resident)
 
-    def reader_of(self, reader: Resident) -> tuple[Resident, int] | None:
+    def reader_of(
+        self, reader: Resident, without: Collection[Resident] = ()
+    ) -> tuple[Resident, int] | None:
         """A busy session that is about to cover more of ``reader``'s prompt, and how much."""
         goal, n_tokens = reader.tokens, len(reader.tokens) // TOKEN_BYTES
         best: tuple[Resident, int] | None = None
         for r in self._residents:
-            if r is reader or not r.busy or r.pos * TOKEN_BYTES >= len(r.tokens):
+            if r is reader or r in without:
+                continue
+            if not r.busy or r.pos * TOKEN_BYTES >= len(r.tokens):
                 continue
             n_common = min(common_prefix(goal, r.tokens), n_tokens - 1)
             n_common -= n_common % CHECKPOINT_TOKENS

@@ -73,7 +73,7 @@ class EngineWorker:
         n_ctx: int | None = None,
         max_waiting: int = 64,
         max_running: int = 16,
-        max_idle: int = 48,
+        max_idle: int = 64,
         ram_bytes: int = 4 << 30,
         gap_s: float = 0.25,
     ) -> None:
@@ -89,6 +89,7 @@ class EngineWorker:
         # Guarded by _wake.
         self._waiting: deque[Ticket] = deque()
         self._state = "loading"  # ready, stopping, stopped
+        self._stop_at = 0.0
         # Of the engine's thread; others only look.
         self._running: list[Running] = []
         self._thread = threading.Thread(target=self._main, name="grebe-engine", daemon=True)
@@ -218,14 +219,17 @@ class EngineWorker:
     # ---------------------------------------------------------------- on the engine's thread
 
     def _main(self) -> None:
-        try:
-            while self._next():
-                pass
-        except BaseException as error:  # a fault of our own: nobody is to wait for ever
-            log.exception("the engine's thread failed")
-            self._last_error = repr(error)
-            self._stop(f"the server failed: {error!r}")
-            raise
+        while True:
+            try:
+                if not self._next():
+                    break
+            except Exception as error:  # a fault of our own: nobody is to wait for ever
+                if not self._running:
+                    log.exception("the engine's thread failed")
+                    self._stop(f"the server failed: {error!r}")
+                    return
+                for job in list(self._running):
+                    self._drop(job, error)
         self._stop("the server is shutting down")
 
     def _next(self) -> bool:
@@ -310,10 +314,14 @@ class EngineWorker:
             return
         running = Running(ticket, prompt, found)
         if not running.echoes:
-            running.follows = self._pool.reader_of(found.resident)
+            self._find_leader(running)
         self._running.append(running)
         self._totals["jobs"] += 1
         self._post.put(running.channel, running.progress())
+
+    def _find_leader(self, job: Running) -> None:
+        delayed = {r.resident for r in self._running if r.ready_at > 0}  # by a script
+        job.follows = self._pool.reader_of(job.resident, delayed)
 
     def _follow(self, job: Running) -> None:
         """Another job reads what this one shares with it: goes on from there when it is done."""
