@@ -20,18 +20,17 @@ from .errors import api_error, openai_error_body
 from .jobs import EngineFailed, Finished, JobEvent, JobUsage, TokenEvent
 from .requests import ChatRequest
 from .sse import sse_event
-from .turns import Answer, Turn
+from .turns import ENDED, Answer, Turn
 
 __all__ = ["ChatEncoder", "Logprobs", "completion_body", "token_entry", "usage_body"]
 
-#: By the reason of the engine. "context" is a limit too; "cancelled" only a shutdown or a deadline.
+#: By the reason of the engine. "cancelled" is none: it is an error.
 FINISH = {
     "stop": "stop",
     "stop_string": "stop",
     "tool_calls": "tool_calls",
     "length": "length",
     "context": "length",
-    "cancelled": "length",
 }
 
 _encode = msgspec.json.Encoder().encode
@@ -191,6 +190,8 @@ class ChatEncoder:
 
     def _finished(self, event: Finished) -> bytes:
         out = [self._delta(delta) for delta in event.deltas]
+        if event.reason == "cancelled":
+            return b"".join(out) + self.failed(EngineFailed(ENDED))
         reason = "tool_calls" if self._calls and event.reason == "stop" else event.reason
         out.append(self._chunk({}, FINISH[reason]))
         if self._request.include_usage:

@@ -209,9 +209,8 @@ def chat_messages(
     for i, body in enumerate(bodies):
         path = f"messages[{i}]"
         if body.role in ("tool", "function"):
-            call_id = body.tool_call_id
-            if call_id is None:  # of an API before ids: results came in order
-                call_id = next(iter(open_calls), "")
+            # Without an id, results come in the order of the calls.
+            call_id = body.tool_call_id or next(iter(open_calls), "")
             if open_calls.pop(call_id, None) is None:
                 unmatched.append(Unmatched(call_id, _orphan(call_id, path, bool(open_calls))))
             messages.append(Message("tool", _text(body, path), tool_call_id=call_id))

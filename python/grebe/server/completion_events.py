@@ -16,7 +16,7 @@ from .errors import api_error, openai_error_body
 from .jobs import EngineFailed, Finished, JobEvent, TokenEvent
 from .requests import RawRequest
 from .sse import sse_event
-from .turns import Answer, Turn
+from .turns import ENDED, Answer, Turn
 
 if TYPE_CHECKING:
     from .. import Tokenizer
@@ -147,7 +147,10 @@ class CompletionEncoder:
             return self._chunk(text) if text else b""
         if not isinstance(event, Finished):
             return b""
-        out = [self._chunk(_joined(event.deltas), FINISH[event.reason])]
+        text = _joined(event.deltas)
+        if event.reason == "cancelled":
+            return (self._chunk(text) if text else b"") + self.failed(EngineFailed(ENDED))
+        out = [self._chunk(text, FINISH[event.reason])]
         if self._request.include_usage:
             usage = usage_body(event.usage)
             out.append(sse_event(self._head + b'[],"usage":' + _encode(usage) + b"}"))

@@ -19,7 +19,18 @@ from ..chat.messages import Generation, ToolCall
 from ..chat.parser import OutputParser
 from ..errors import GrebeError, InvalidArgumentError
 from .errors import ContextExceeded, api_error, invalid
-from .jobs import EndReason, Finished, Job, JobEvent, JobRunner, JobUsage, Script, Sink, TokenEvent
+from .jobs import (
+    EndReason,
+    EngineFailed,
+    Finished,
+    Job,
+    JobEvent,
+    JobRunner,
+    JobUsage,
+    Script,
+    Sink,
+    TokenEvent,
+)
 from .prompting import Prepared, Replay, ToolSections, default_max_tokens, prepare, sampling
 from .requests import ChatRequest, RawRequest
 from .single_call import FirstCall
@@ -28,7 +39,10 @@ if TYPE_CHECKING:
     from .. import Tokenizer
     from ..config import TokenMask
 
-__all__ = ["Answer", "Scripts", "ServiceConfig", "Turn", "TurnService", "collect"]
+__all__ = ["ENDED", "Answer", "Scripts", "ServiceConfig", "Turn", "TurnService", "collect"]
+
+#: For an answer that is neither whole nor cut by a limit.
+ENDED = "the server ended the request before its answer was complete"
 
 log = logging.getLogger("grebe.server")
 
@@ -135,7 +149,8 @@ async def collect(turn: Turn) -> Answer:
     """Runs a turn to its end, for answers that are not streamed.
 
     Raises:
-        EngineFailed: the engine failed.
+        EngineFailed: the engine failed, or the server ended the request: its time was up, or the
+            server stops.
     """
     tokens: list[TokenEvent] = []
     deltas: list[Delta] = []
@@ -153,7 +168,8 @@ async def collect(turn: Turn) -> Answer:
         close = getattr(stream, "aclose", None)
         if close is not None:
             await close()
-    assert finished is not None
+    if finished is None or finished.reason == "cancelled":
+        raise EngineFailed(ENDED)
     ids = {delta.index: delta.id for delta in deltas if isinstance(delta, CallStart)}
     calls = tuple(
         ToolCall(delta.name, delta.arguments, ids[delta.index])
@@ -183,6 +199,9 @@ class TurnService:
         config: options.
         replay: what was said, as it was sampled.
         scripts: forced replies.
+
+    Attributes:
+        counts: for metrics: requests that were accepted, by API; messages put back as sampled.
 
     Raises:
         UnsupportedModelError: the tokenizer lacks a marker of the chat protocol.
@@ -218,7 +237,7 @@ class TurnService:
         if request.ignored:
             log.debug("%s: ignored: %s", request.api, ", ".join(request.ignored))
         job, headers = await self.beside(lambda: self._job(request, owner))
-        self.counts[request.api] += 1
+        self.counts[f"requests_{request.api}"] += 1
         return self.submit(request, job, headers)
 
     def submit(
@@ -278,6 +297,7 @@ class TurnService:
 
     def _job(self, request: ChatRequest, owner: str) -> tuple[Job, dict[str, str]]:
         prepared = self.prepare(request, owner)
+        self.counts["messages_replayed"] += prepared.encoded.n_replayed
         tokens = prepared.encoded.ids
         if len(tokens) >= self.config.n_ctx:
             raise ContextExceeded(len(tokens), self.config.n_ctx)
