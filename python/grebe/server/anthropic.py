@@ -10,6 +10,7 @@ from starlette.routing import Route
 from .anthropic_events import MessagesEncoder, message_body
 from .anthropic_request import messages_request
 from .anthropic_schemas import CountBody, MessagesBody
+from .errors import ApiError
 from .schemas import decode
 from .sse import streaming, unless_gone
 from .turns import TurnService, collect
@@ -33,6 +34,13 @@ def routes(service: TurnService) -> list[Route]:
         if asked.stream:
             return streaming(turn, MessagesEncoder(turn), headers=turn.headers)
         answer = await unless_gone(request, collect(turn))
+        if answer.reason == "cancelled":
+            raise ApiError(
+                503,
+                "the server stopped this request",
+                kind="overloaded_error",
+                retry_after=1,
+            )
         return _json(message_body(turn, answer), turn.headers)
 
     async def count(request: Request) -> Response:

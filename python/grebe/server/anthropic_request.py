@@ -77,9 +77,9 @@ def messages_request(
             forced, tools = name, (by_name[name],)
     reader = _Messages(by_name)
     messages = [*_system(body.system), *reader.read(body.messages)]
-    if messages[-1].role == "assistant" and not thinking:
-        last = messages[-1]
-        messages[-1] = Message("assistant", last.content, last.reasoning, prefix=True)
+    last = messages[-1]
+    if last.role == "assistant" and not last.tool_calls and not thinking:
+        messages[-1] = replace(last, prefix=True)
     whole = body if isinstance(body, MessagesBody) else None
     return ChatRequest(
         api="messages",
