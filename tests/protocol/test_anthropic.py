@@ -123,6 +123,19 @@ def test_results_come_in_any_order_and_before_texts() -> None:
     assert not apart.unmatched
 
 
+def test_results_of_odd_content_are_what_is_text_in_them() -> None:
+    odd = [None, 5, ["x"], {}, {"type": "text"}, "a", text("b")]
+    messages = talk(USER, assistant(use()), user(result("t1", odd)), tools=[TOOL])
+    assert messages[-1].content == "\n\na\n\nb"
+    assert talk(USER, assistant(use()), user(result("t1", 5)), tools=[TOOL])[-1].content == ""
+
+
+def test_a_call_is_no_prefill() -> None:
+    (*_, last) = talk(USER, assistant(text("x"), use()), tools=[TOOL])
+    assert not last.prefix
+    assert len(last.tool_calls) == 1
+
+
 def test_ids_are_compared_by_letters_and_digits() -> None:
     assert not asked(USER, assistant(use("call_00_aB")), user(result("call00aB"))).unmatched
 

@@ -18,7 +18,10 @@ def blocks(content: Blocks) -> Iterator[Mapping[str, Any]]:
         yield {"type": "text", "text": content}
         return
     for block in content or ():
-        yield {"type": "text", "text": block} if isinstance(block, str) else block
+        if isinstance(block, str):
+            yield {"type": "text", "text": block}
+        elif isinstance(block, Mapping):  # inside results and documents nobody has looked yet
+            yield block
 
 
 def unmatched(messages: Sequence[MessageParam]) -> tuple[Unmatched, ...]:
