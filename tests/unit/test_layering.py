@@ -56,7 +56,8 @@ CHAT_MAY_IMPORT = {"grebe.errors", "grebe.config", "grebe.stopping", "grebe.chec
 # The server sees the engine through jobs.JobRunner; these are behind it, or start it.
 SERVER_ENGINE_SIDE = {"worker", "running", "scheduler", "sessions", "stack", "run"}
 SERVER_MAY_IMPORT = {
-    "grebe.errors", "grebe.config", "grebe.checks", "grebe.events", "grebe.chat", "grebe.server",
+    "grebe.errors", "grebe.config", "grebe.checks", "grebe.events", "grebe.stopping", "grebe.chat",
+    "grebe.server",
 }  # fmt: skip
 WEB = {"starlette", "uvicorn", "h11", "msgspec", "anyio"}
 PLATFORM_IN_CODE = re.compile(r"^\s*#\s*if.*(__APPLE__|_WIN32)", re.M)

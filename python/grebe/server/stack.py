@@ -13,7 +13,7 @@ from ..chat.markers import Markers
 from ..chat.replay import ReplayTable
 from ..generations import generation_of
 from ..model import EMBEDDED_MODEL, Model
-from . import anthropic, models, openai_chat, openai_responses
+from . import anthropic, completions, models, openai_chat, openai_responses
 from .options import ServeOptions
 from .scripted import ScriptedReplies, ScriptWriter
 from .turns import ServiceConfig, TurnService
@@ -101,6 +101,7 @@ class Stack:
             *openai_chat.routes(self.service),
             *openai_responses.routes(self.service),
             *anthropic.routes(self.service),
+            *completions.routes(self.service),
             *models.routes(self.service),
         ]
 
