@@ -105,14 +105,17 @@ void SessionCache::mark(
   const size_t i_block = pos / kBlockTokens;
   const std::span<const int32_t> tail = tokens.subspan(i_block * kBlockTokens, pos % kBlockTokens);
   const Digest id = record_id(RecordKind::kAnchor, parent_of(i_block), tail);
-  if (last_ == id) return;
-  forget_last();
-  cache_->put_anchor(
-      id,
-      parent_of(i_block),
-      tail,
-      checkpoint,
-      tail.empty() || kv.blocks().empty() ? nullptr : kv.blocks()[i_block]);
+  // A point may be marked first and turn out to be the end of a turn afterwards.
+  if (last_ == id && (!end || last_bytes_ > 0)) return;
+  if (last_ != id) {
+    forget_last();
+    cache_->put_anchor(
+        id,
+        parent_of(i_block),
+        tail,
+        checkpoint,
+        tail.empty() || kv.blocks().empty() ? nullptr : kv.blocks()[i_block]);
+  }
 
   const uint64_t bytes = cache_->anchor_bytes(pos);
   const double allowed =

@@ -150,6 +150,18 @@ def test_a_generation_ends_with_a_turn(model, cache):
         assert s.prefill([*text, 5, 6]) <= 127 + 2
 
 
+def test_a_mark_that_ends_a_turn_is_written(model, tmp_path):
+    """The point is near the last one written: alone it would stay in memory."""
+    ids = tokens(768)
+    with model.open_cache(tmp_path / "kv") as cache, cache.session() as s:
+        s.prefill(ids[:640])
+        s.prefill(ids, marks=[768])
+        s.end_turn()
+    with model.open_cache(tmp_path / "kv") as cache, cache.session() as s:
+        assert s.prefill([*ids, 5, 6]) == 2
+        assert np.array_equal(s.logits, fresh(model, [*ids, 5, 6]))
+
+
 def test_forks_share_and_part(model, cache):
     ids = tokens(1000)
     with cache.session() as s:
