@@ -26,6 +26,7 @@ from .cors import cors_headers, preflight_headers
 from .errors import ApiError, anthropic_error_body, api_error, error_headers, openai_error_body
 from .jobs import Loading
 from .limits import BodyReader
+from .notes import Note, current
 from .options import ServeOptions
 from .security import Guard
 from .sse import ClientGone
@@ -160,6 +161,8 @@ class App:
 
         scope.setdefault("state", {})["request_id"] = request_id
         self.counters.n_open += 1
+        note = Note()
+        token = current.set(note)
         try:
             await self._serve(scope, receive, sending, headers)
         except (ClientGone, ConnectionError):
@@ -172,6 +175,7 @@ class App:
                 response = error_response(error, scope["path"], request_id)
                 await response(scope, receive, sending)
         finally:
+            current.reset(token)
             self.counters.n_open -= 1
             seconds = time.monotonic() - begin
             route = scope.get("route")
@@ -179,13 +183,15 @@ class App:
                 "page" if scope["path"] in OPEN_PATHS else "other"
             )
             self.counters.count(known, status, seconds)
+            self.counters.turn(note)
             log.info(
-                "%s %s %s %d %.3f s",
+                "%s %s %s %d %.3f s%s",
                 request_id,
                 scope["method"],
                 _shown(scope["path"]),
                 status,
                 seconds,
+                note,
             )
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:

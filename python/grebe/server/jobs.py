@@ -113,12 +113,15 @@ class Job:
 class Progress:
     """Of the prompt: ``done`` of ``total`` tokens are there, ``cached`` of them were at the start.
 
-    Comes once when the job leaves the queue, then after each chunk.
+    Comes once when the job leaves the queue, then after each chunk. ``miss`` and ``miss_at`` are
+    those of :class:`JobUsage`.
     """
 
     done: int
     total: int
     cached: int
+    miss: str = "none"
+    miss_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,8 @@ class JobUsage:
 
     Attributes:
         miss: reason for what had to be computed beyond the newest part, for metrics and logs:
-            "none", "cold", "diverged", "evicted"; with the position in ``miss_at``.
+            "none", "cold", "diverged", "evicted", "rewound" (a session is further along, and
+            cannot go back to where the prompt ends); with the position in ``miss_at``.
     """
 
     prompt_tokens: int

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .notes import Note
+
 __all__ = ["Counters", "plain", "prometheus"]
 
 Labels = Mapping[str, object]
@@ -37,6 +39,12 @@ _NUMBERS = (
         "Tokens of prompts that were computed",
     ),
     ("completion_tokens", "completion_tokens_total", "counter", "Sampled tokens"),
+    (
+        "messages_replayed",
+        "messages_replayed_total",
+        "counter",
+        "Assistant messages put back into a prompt as they were sampled",
+    ),
     ("steps", "steps_total", "counter", "Passes over the weights"),
     ("prefill_s", "prefill_seconds_total", "counter", "Time of passes that read a prompt"),
     ("decode_s", "decode_seconds_total", "counter", "Time of passes that only sampled"),
@@ -50,6 +58,7 @@ _NUMBERS = (
 )
 # Maps in stats(): the label's name, meaning.
 _MAPS = (
+    ("accepted", "requests_accepted_total", "api", "Requests that became a generation"),
     ("finished", "finished_total", "reason", "Generations by the reason of their end"),
     ("misses", "prefix_misses_total", "reason", "Why the known part of a prompt was not longer"),
 )
@@ -75,11 +84,17 @@ class Counters:
         self.n_open = 0
         self._requests: Counter[tuple[str, int]] = Counter()
         self._seconds: Counter[str] = Counter()
+        self._computed: Counter[str] = Counter()
 
     def count(self, route: str, status: int, seconds: float) -> None:
         """One request is over. ``route`` must come from a small set."""
         self._requests[route, status] += 1
         self._seconds[route] += seconds  # type: ignore[assignment]
+
+    def turn(self, note: Note) -> None:
+        """What a request's turn, if it had one, made the engine read."""
+        if note.prompt_tokens is not None and note.cached_tokens is not None:
+            self._computed[note.miss] += note.prompt_tokens - note.cached_tokens
 
     def lines(self) -> Iterable[str]:
         """As Prometheus reads them."""
@@ -90,6 +105,9 @@ class Counters:
         yield from _metric("http_requests_total", "counter", "Answered requests", requests)
         seconds = [({"route": r}, n) for r, n in sorted(self._seconds.items())]
         yield from _metric("http_request_seconds_total", "counter", "Time to their ends", seconds)
+        computed = [({"miss": miss}, n) for miss, n in sorted(self._computed.items())]
+        text = "Tokens of prompts that were not known, by why"
+        yield from _metric("uncached_tokens_total", "counter", text, computed)
 
 
 def prometheus(

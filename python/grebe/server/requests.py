@@ -103,11 +103,13 @@ class RawRequest:
     """A continuation of bare text or tokens, without the chat protocol.
 
     Attributes:
+        api: that it came through.
         prompt: token ids, or text in which marker spellings are markers and which gets a BOS.
         suffix: what comes after the gap that the model fills.
         echo: give the prompt back before the answer.
     """
 
+    api: Api = "completions"
     prompt: str | tuple[int, ...]
     model: str = ""
     suffix: str | None = None

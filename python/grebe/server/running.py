@@ -100,7 +100,9 @@ class Running:
 
     def progress(self) -> Progress:
         """Of the prompt."""
-        return Progress(self.resident.pos, len(self.prompt), self._found.cached)
+        found = self._found
+        n_read, n = self.resident.pos, len(self.prompt)
+        return Progress(n_read, n, found.cached, found.miss, found.miss_at)
 
     def read(self, n: int, now: float) -> None:
         """``n`` more tokens of the prompt are in the session."""

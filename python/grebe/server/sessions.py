@@ -190,8 +190,11 @@ class SessionPool:
             ours = any(r.hint == hint and r.pos > n_common for r in self._residents)
             return ("diverged" if ours else "evicted"), n_common
         if parted:
+            same = same and n_common >= CHECKPOINT_TOKENS  # all chats begin with the same tokens
             return ("diverged" if same else "cold"), n_common
-        return ("none", None) if reached > 0 else ("cold", 0)
+        if reached > 0:
+            return "none", None
+        return ("rewound", n_known) if n_known > 1 else ("cold", 0)
 
     def _occupy(self, resident: Resident, goal: bytes, pos: int, hint: str | None) -> None:
         resident.busy, resident.tokens, resident.pos, resident.hint = True, goal, pos, hint

@@ -7,7 +7,7 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..chat.markers import Markers
 from ..chat.replay import ReplayTable
@@ -15,6 +15,7 @@ from ..generations import generation_of
 from ..model import EMBEDDED_MODEL, Model
 from . import anthropic, completions, models, openai_chat, openai_responses
 from .options import ServeOptions
+from .requests import Api
 from .scripted import ScriptedReplies, ScriptWriter
 from .turns import ServiceConfig, TurnService
 from .worker import EngineWorker
@@ -108,6 +109,11 @@ class Stack:
     def stats(self) -> dict[str, Any]:
         """Of the worker and of the KV store."""
         stats = self.worker.stats()
+        counts = self.service.counts
+        stats["accepted"] = {
+            api: counts[f"requests_{api}"] for api in get_args(Api) if counts[f"requests_{api}"]
+        }
+        stats["messages_replayed"] = counts["messages_replayed"]
         stats["replay"] = self.replay.stats()
         if self.cache is not None and self.cache._impl is not None:
             stats["cache"] = asdict(self.cache.stats())

@@ -17,6 +17,7 @@ from ..chat.parser import OutputParser
 from ..errors import GrebeError, InvalidArgumentError
 from .errors import ContextExceeded, api_error, invalid
 from .jobs import EndReason, Job, JobRunner, Script
+from .notes import noted
 from .prompting import Prepared, Replay, ToolSections, default_max_tokens, prepare, sampling
 from .requests import ChatRequest, RawRequest
 from .single_call import FirstCall
@@ -114,7 +115,6 @@ class TurnService:
         if request.ignored:
             log.debug("%s: ignored: %s", request.api, ", ".join(request.ignored))
         job, headers = await self.beside(lambda: self._job(request, owner))
-        self.counts[f"requests_{request.api}"] += 1
         return self.submit(request, job, headers)
 
     def submit(
@@ -134,7 +134,8 @@ class TurnService:
             stream = self.runner.submit(job)
         except Exception as error:
             raise api_error(error) from error
-        return Turn(request, job.tokens, stream, job.sink, headers)
+        self.counts[f"requests_{request.api}"] += 1
+        return Turn(request, job.tokens, noted(stream, job), job.sink, headers)
 
     async def count_tokens(self, request: ChatRequest, owner: str = "") -> int:
         """Tokens of the prompt, without the engine.
