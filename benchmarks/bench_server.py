@@ -145,7 +145,7 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
         command = [sys.executable, "-m", "grebe", "serve", "--port", str(self.port), *arguments]
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
         self.tick = os.sysconf("SC_CLK_TCK")
 
