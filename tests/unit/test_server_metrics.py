@@ -71,7 +71,7 @@ def test_a_line_of_the_log_and_the_counters_say_what_a_turn_cost(log):
     n, cached = usage["prompt_tokens"], used["prompt_tokens_details"]["cached_tokens"]
     assert re.fullmatch(
         rf"req_\w+ POST /v1/chat/completions 200 \d+\.\d+ s prompt={n} cached=0 "
-        rf"completion={usage['completion_tokens']} miss=cold@0 end=stop scripted",
+        rf"completion={usage['completion_tokens']} miss=cold@0 end=stop scripted=a#0",
         lines[0],
     )
     at = used["prompt_cache_miss_at"]
@@ -126,8 +126,8 @@ def test_a_client_that_leaves_and_an_engine_that_fails_are_told_apart(log, monke
         monkeypatch.setattr(worker, "model", _With(worker.model, step=broken))
         post(server, "/v1/chat/completions", chat(("user", "x")))
     lines = log()
-    assert re.search(r" 200 .* completion=[1-9]\d* miss=cold@0 end=gone scripted$", lines[0])
-    assert re.search(r" 500 .* completion=0 miss=cold@2 end=failed scripted$", lines[1])
+    assert re.search(r" 200 .* completion=[1-9]\d* miss=cold@0 end=gone scripted=a#0$", lines[0])
+    assert re.search(r" 500 .* completion=0 miss=cold@2 end=failed scripted=\*#0$", lines[1])
 
 
 class _With:

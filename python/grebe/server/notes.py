@@ -23,7 +23,7 @@ class Note:
         cached_tokens: None: the job has not left the queue.
         miss: why more was computed than what is new; see :class:`~.jobs.JobUsage`.
         end: the reason of the end; "gone" when the client left, "failed" when the engine did.
-        scripted: the output was forced.
+        scripted: which reply was forced, if any.
     """
 
     prompt_tokens: int | None = None
@@ -32,7 +32,7 @@ class Note:
     miss: str = "none"
     miss_at: int | None = None
     end: str = "gone"
-    scripted: bool = False
+    scripted: str | None = None
 
     def __str__(self) -> str:
         """For a line of the log; empty without a turn."""
@@ -40,9 +40,10 @@ class Note:
             return ""
         cached = "-" if self.cached_tokens is None else self.cached_tokens
         at = "" if self.miss_at is None else f"@{self.miss_at}"
+        scripted = "" if self.scripted is None else f" scripted={self.scripted}"
         return (
             f" prompt={self.prompt_tokens} cached={cached} completion={self.completion_tokens}"
-            f" miss={self.miss}{at} end={self.end}{' scripted' if self.scripted else ''}"
+            f" miss={self.miss}{at} end={self.end}{scripted}"
         )
 
 
@@ -59,7 +60,8 @@ def noted(stream: AsyncIterator[JobEvent], job: Job) -> AsyncIterator[JobEvent]:
 class _Noted(AsyncIterator[JobEvent]):
     def __init__(self, stream: AsyncIterator[JobEvent], job: Job, note: Note) -> None:
         self._stream, self._note = stream, note
-        note.prompt_tokens, note.scripted = len(job.tokens), job.script is not None
+        note.prompt_tokens = len(job.tokens)
+        note.scripted = None if job.script is None else job.script.label
 
     async def __anext__(self) -> JobEvent:
         note = self._note
