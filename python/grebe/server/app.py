@@ -44,6 +44,7 @@ trace = logging.getLogger("grebe.server.trace")
 
 # Paths that need no key: they tell nothing of anybody's conversations.
 OPEN_PATHS = frozenset({"/", "/health", "/api/hello"}) | page.PATHS
+OWN_PATHS = frozenset({"/metrics", "/status"})
 # What clients ask for when their base URL has /v1 too little or too much.
 LOST = ("/chat/completions", "/completions", "/responses", "/messages", "/models")
 
@@ -172,7 +173,7 @@ class App:
                 # Without a last chunk: the client sees that the answer is not whole.
                 _report(error, request_id)
             else:
-                response = error_response(error, scope["path"], request_id)
+                response = error_response(error, _path(scope), request_id)
                 await response(scope, receive, sending)
         finally:
             current.reset(token)
@@ -180,7 +181,7 @@ class App:
             seconds = time.monotonic() - begin
             route = scope.get("route")
             known = getattr(route, "path", None) or (
-                "page" if scope["path"] in OPEN_PATHS else "other"
+                "page" if _path(scope) in OPEN_PATHS else "other"
             )
             self.counters.count(known, status, seconds)
             self.counters.turn(note)
@@ -226,8 +227,10 @@ class App:
 
     def _own(self, path: str, method: str) -> Response | None:
         """What the server says of itself."""
-        if method not in ("GET", "HEAD"):
+        if path not in OPEN_PATHS and path not in OWN_PATHS:
             return None
+        if method not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"Allow": "GET, HEAD"})
         if path == "/api/hello":
             return JSONResponse({"grebe": True})
         if path in page.PATHS:
@@ -240,11 +243,7 @@ class App:
         if path == "/metrics":
             text = metrics.prometheus(self.counters, stats, self._facts, self._router is not None)
             return Response(text, media_type="text/plain; version=0.0.4")
-        if path == "/status":
-            return JSONResponse(
-                {"status": self.state, "model": self._facts, **metrics.plain(stats)}
-            )
-        return None
+        return JSONResponse({"status": self.state, "model": self._facts, **metrics.plain(stats)})
 
 
 def make_app(model: Model | str | os.PathLike[str] | None = None, **options: Any) -> App:
@@ -274,7 +273,9 @@ def make_app(model: Model | str | os.PathLike[str] | None = None, **options: Any
 
 def error_response(error: Exception, path: str, request_id: str = "") -> Response:
     """An exception as a response, in the shape of the API that the path belongs to."""
+    headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
+        headers.update(error.headers or {})
         error = ApiError(
             error.status_code,
             f"{error.detail}: {_shown(path)}",
@@ -287,7 +288,7 @@ def error_response(error: Exception, path: str, request_id: str = "") -> Respons
         body = anthropic_error_body(known, request_id)
     else:
         body = openai_error_body(known)
-    headers = error_headers(known)
+    headers.update(error_headers(known))
     if known.status == 408:
         headers["connection"] = "close"
     if known.status == 401:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import http
+import json
 import logging
 import os
 import signal
@@ -17,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import StorageError
+from .errors import ApiError, openai_error_body
 
 __all__ = ["HttpServer", "bind"]
 
@@ -24,6 +27,8 @@ __all__ = ["HttpServer", "bind"]
 HEAD_S = 20.0
 #: Longer than the pools of clients keep connections: they never meet one that is being closed.
 IDLE_S = 75
+#: For the rest of a body after its answer, so that the client is still there to read this.
+LINGER_S = 5.0
 MAX_HEAD_BYTES = 64 << 10
 # What the protocol complains about is the client's affair, or already reported.
 QUIET = (
@@ -35,28 +40,72 @@ QUIET = (
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when the head of a request does not arrive."""
+    """A connection that is closed when a request's head, or the rest of a refused body, is late.
 
-    _head_timer: asyncio.TimerHandle | None = None
+    The application looks after bodies that it reads.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch(True)
+        self._watch()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch(self.conn.their_state is h11.IDLE)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
+            self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._watch(False)
+        self._cancel()
         super().connection_lost(exc)
 
-    def _watch(self, waiting: bool) -> None:
-        if waiting and self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
-        elif not waiting and self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _watch(self) -> None:
+        theirs, ours = self.conn.their_state, self.conn.our_state
+        refused = theirs is h11.SEND_BODY and ours in (h11.DONE, h11.MUST_CLOSE)
+        if theirs is not h11.IDLE and not refused:
+            self._cancel()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(LINGER_S if refused else HEAD_S, self._late)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if self.conn.trailing_data[0] and self.conn.their_state is h11.IDLE:
+            self._refuse(408, "the head of the request did not arrive")
+        else:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP, or too long."""
+        error = sys.exc_info()[1]
+        status = getattr(error, "error_status_hint", 400)
+        self._refuse(status, f"this is not HTTP as the server understands it: {error or msg}")
+
+    def _refuse(self, status: int, message: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps(openai_error_body(ApiError(status, message))).encode()
+            head = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            reason = http.HTTPStatus(status).phrase.encode()
+            for event in (
+                h11.Response(status_code=status, headers=head, reason=reason),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class HttpServer(uvicorn.Server):
