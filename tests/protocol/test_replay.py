@@ -253,6 +253,20 @@ def test_turns_that_were_cut(reason: Any):
     assert again.ids[: len(live)] == live
 
 
+def test_stray_markers_in_a_turn_that_was_cut_are_replayed():
+    replay, talk = table(), ask(thinking=False)
+    before = prompt(talk)
+    sampled = [*spelled("It is"), MARKERS.think_end, *spelled(" ab")]
+    said = Turn(None, "It is ab")
+    assert replay.record("me", talk, before, sampled, said, "length")
+    again = prompt(then(talk, said.message(), Message("user", "Go on")), replay)
+    live = [*before.ids, *sampled, MARKERS.eos]
+    assert again.ids[: len(live)] == live
+    # A block that was opened is more than the owner received.
+    sampled += TOKENIZER.encode("\n\n<｜DSML｜tool_calls>", allow_special=True)
+    assert not replay.record("me", talk, before, sampled, said, "length")
+
+
 def test_a_stop_string_is_cut_off_between_tokens():
     replay, talk = table(), ask()
     before = prompt(talk)
