@@ -4,12 +4,22 @@
 const history = [];
 let running = null; // AbortController of the answer under way
 
+// Whoever has scrolled back is left there.
+function atEnd() {
+  const box = $("messages");
+  return box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+}
+
+function toEnd() {
+  $("messages").scrollTop = $("messages").scrollHeight;
+}
+
 function bubble(kind, text) {
   const box = document.createElement("div");
   box.className = "message " + kind;
   box.textContent = text;
   $("messages").append(box);
-  box.scrollIntoView({ block: "end" });
+  toEnd();
   return box;
 }
 
@@ -51,6 +61,7 @@ async function ask(text) {
   history.push({ role: "user", content: text });
   bubble("user", text);
   const view = answerBox();
+  toEnd();
   const message = { role: "assistant", content: "" };
   running = new AbortController();
   $("send").hidden = true;
@@ -75,6 +86,7 @@ async function ask(text) {
       if (chunk.usage) usage = chunk.usage;
       const delta = chunk.choices && chunk.choices[0] ? chunk.choices[0].delta : null;
       if (!delta) continue;
+      const follow = atEnd();
       if (delta.reasoning_content) {
         message.reasoning_content = (message.reasoning_content || "") + delta.reasoning_content;
         view.thinking.textContent = message.reasoning_content;
@@ -87,7 +99,7 @@ async function ask(text) {
       if (delta.content || delta.reasoning_content) {
         first = first || performance.now();
         view.note.textContent = "";
-        view.box.scrollIntoView({ block: "end" });
+        if (follow) toEnd();
       }
     }
   } catch (error) {
@@ -101,6 +113,7 @@ async function ask(text) {
     view.note.textContent = usage.prompt_tokens + " tokens read, " + known + " of them known; "
       + usage.completion_tokens + " written, " + rate.toFixed(1) + " tok/s";
   }
+  toEnd();
   running = null;
   $("send").hidden = false;
   $("stop").hidden = true;
