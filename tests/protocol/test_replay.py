@@ -374,3 +374,54 @@ def test_the_budget_holds():
 )
 def test_equivalence_of_arguments(sampled: str, returned: str, same: bool):
     assert same_arguments(sampled, returned) is same
+
+
+@pytest.mark.parametrize(
+    ("sampled", "returned", "same"),
+    [
+        ('{"s": "x"}', '{"all":false,"s":"x"}', True),
+        ('{"s": "x"}', '{"all":true,"s":"x"}', False),
+        ('{"s": "x"}', '{"all":0,"s":"x"}', False),
+        ('{"s": "x", "all": true}', '{"all":false,"s":"x"}', False),
+        ('{"s": "x", "all": false}', '{"s":"x"}', False),
+        ('{"s": "x"}', '{"other":null,"s":"x"}', False),
+        ('{"s": "x"}', '{"unknown":1,"s":"x"}', False),
+        ('{"edits": [{"old": "a"}]}', '{"edits":[{"old":"a","n":1}]}', True),
+        ('{"edits": [{"old": "a"}]}', '{"edits":[{"old":"a","n":2}]}', False),
+        ('{"odd": {"a": 1}}', '{"odd":{"a":1,"b":2}}', False),
+    ],
+)
+def test_what_a_schema_has_a_default_for_may_be_added(sampled: str, returned: str, same: bool):
+    edit = {"properties": {"old": {"type": "string"}, "n": {"default": 1}}}
+    schema = {
+        "properties": {
+            "s": {"type": "string"},
+            "all": {"type": "boolean", "default": False},
+            "other": {"type": "string"},
+            "edits": {"type": "array", "items": edit},
+            "odd": {"properties": [1]},
+        }
+    }
+    assert same_arguments(sampled, returned, schema) is same
+    if same:
+        assert not same_arguments(sampled, returned)
+
+
+def test_a_call_with_a_default_added_comes_back_exactly():
+    parameters = {"type": "object", "properties": {"all": {"default": False}}}
+    tools = (Tool({"name": "run", "description": "", "parameters": parameters}),)
+    replay, talk = table(), ask(tools=tools)
+    live = told(replay, talk, CALLS, "tool_calls")
+    back = changed(CALLS.calls[0].arguments[:-1] + ', "all": false}')
+    assert prompt(then(talk, back.message(), *RESULTS), replay).ids[: len(live)] == live
+    back = changed(CALLS.calls[0].arguments[:-1] + ', "all": true}')
+    assert prompt(then(talk, back.message(), *RESULTS), replay).n_replayed == 0
+
+
+def test_reasoning_of_an_attempt_that_broke_off_before_the_right_one():
+    replay, talk = table(), ask()
+    live = told(replay, talk, CALLS, "tool_calls")
+    back = CALLS.message(reasoning=f"Look fi{CALLS.reasoning}")
+    assert prompt(then(talk, back, *RESULTS), replay).ids[: len(live)] == live
+    back = CALLS.message(reasoning=f"{CALLS.reasoning} No.")
+    assert prompt(then(talk, back, *RESULTS), replay).n_replayed == 0

@@ -14,7 +14,7 @@ import logging
 import threading
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -246,7 +246,7 @@ class Splices:
         chain = self._chains[body.message]
         reason, number = "not remembered", -1
         for number, record in self._table._find(self._owner, chain, self._mode, message):
-            found = _difference(record, message, reasoned=body.reasoned)
+            found = self._difference(record, message, reasoned=body.reasoned)
             if found is None:
                 ids = self._fitted(record, reasoned=body.reasoned)
                 if ids is not None:
@@ -269,24 +269,37 @@ class Splices:
             return array("I", [markers.think_end]) + ids + tail
         return ids + tail
 
+    def _difference(self, record: Record, message: Message, *, reasoned: bool) -> str | None:
+        """What a client changed, None for nothing that the model should see."""
+        if len(record.calls) != len(message.tool_calls):
+            return "calls are missing or new"
+        for ours, theirs in zip(record.calls, message.tool_calls, strict=True):
+            if alphanumerics(ours.id or "") != alphanumerics(theirs.id or ""):
+                return "calls of several turns"
+            if ours.name != theirs.name:
+                return "another name of a call"
+            if not same_arguments(ours.arguments, theirs.arguments, self._schema(ours.name)):
+                return "other arguments of a call"
+        if digest(message.content) != record.content:
+            return "another answer"
+        given = (message.reasoning or "").strip()
+        if reasoned and given and digest(given) != record.reasoning:
+            # When an answer breaks off and is asked for again, some keep the reasoning of both.
+            last = self._reasoning(record)
+            if not last or not given.endswith(last):
+                return "another reasoning"
+        return None
 
-def _difference(record: Record, message: Message, *, reasoned: bool) -> str | None:
-    """What a client changed, None for nothing that the model should see."""
-    if len(record.calls) != len(message.tool_calls):
-        return "calls are missing or new"
-    for ours, theirs in zip(record.calls, message.tool_calls, strict=True):
-        if alphanumerics(ours.id or "") != alphanumerics(theirs.id or ""):
-            return "calls of several turns"
-        if ours.name != theirs.name:
-            return "another name of a call"
-        if not same_arguments(ours.arguments, theirs.arguments):
-            return "other arguments of a call"
-    if digest(message.content) != record.content:
-        return "another answer"
-    given = (message.reasoning or "").strip()
-    if reasoned and given and digest(given) != record.reasoning:
-        return "another reasoning"
-    return None
+    def _schema(self, name: str) -> Mapping[str, Any] | None:
+        """Of a tool's parameters."""
+        return next((tool.parameters for tool in self._talk.tools if tool.name == name), None)
+
+    def _reasoning(self, record: Record) -> str:
+        """That was sampled; empty without one."""
+        end = self._table._markers.think_end
+        if not record.thinking or end not in record.ids:
+            return ""
+        return self._table._tokenizer.decode(record.ids[: record.ids.index(end)]).strip()
 
 
 def _mode(conversation: Conversation, generation: Generation) -> str:
