@@ -59,3 +59,23 @@ def test_understood_and_growing(name: str):
         seen.append(ids)
     if not name.startswith("sdk/"):  # each of its requests stands alone
         assert fresh == FRESH.get(name, [])
+
+
+def test_reasoning_left_of_an_answer_that_broke_off_is_no_turn():
+    def tokens(*between: dict[str, Any]) -> list[int]:
+        call = {"id": "call_1", "type": "function", "function": {"name": "ls", "arguments": "{}"}}
+        again = {"role": "assistant", "reasoning_content": "Look.", "tool_calls": [call]}
+        body = {
+            "messages": [
+                {"role": "user", "content": "Go."},
+                *between,
+                {**again, "content": "Now."},
+                {"role": "tool", "tool_call_id": "call_1", "content": "a"},
+            ],
+            "tools": [{"type": "function", "function": {"name": "ls"}}],
+        }
+        return prepared(ask("chat", body)).encoded.ids
+
+    left = {"role": "assistant", "content": "", "reasoning_content": "Look."}
+    assert tokens(left) == tokens()
+    assert tokens({**left, "content": "Here"}) != tokens()

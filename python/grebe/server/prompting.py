@@ -118,7 +118,7 @@ def prepare(
     for unmatched in request.unmatched:
         if replay is None or not replay.knows(owner, unmatched.call_id):
             raise unmatched.error
-    conversation = request.conversation
+    conversation = _whole(request.conversation)
     prompt = render(conversation, generation=generation)
     banned = False
     if conversation.tools:
@@ -136,6 +136,26 @@ def prepare(
     encoded = encode(prompt, tokenizer, markers, splices)
     calls = bool(conversation.tools) and not banned
     return Prepared(conversation, prompt, encoded, calls, banned)
+
+
+def _whole(conversation: Conversation) -> Conversation:
+    """Without the reasoning that is left of an answer that broke off.
+
+    Clients ask again then, and some keep it before the answer that they get.
+    """
+    messages = conversation.messages
+    kept = tuple(
+        message
+        for message, following in zip(messages, (*messages[1:], None), strict=True)
+        if not (
+            message.role == "assistant"
+            and not message.content
+            and not message.tool_calls
+            and following is not None
+            and following.role == "assistant"
+        )
+    )
+    return conversation if len(kept) == len(messages) else replace(conversation, messages=kept)
 
 
 def _section(prompt: Prompt, owner: str) -> bytes:
