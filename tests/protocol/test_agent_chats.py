@@ -62,20 +62,25 @@ def test_understood_and_growing(name: str):
 
 
 def test_reasoning_left_of_an_answer_that_broke_off_is_no_turn():
-    def tokens(*between: dict[str, Any]) -> list[int]:
-        call = {"id": "call_1", "type": "function", "function": {"name": "ls", "arguments": "{}"}}
-        again = {"role": "assistant", "reasoning_content": "Look.", "tool_calls": [call]}
-        body = {
-            "messages": [
-                {"role": "user", "content": "Go."},
-                *between,
-                {**again, "content": "Now."},
-                {"role": "tool", "tool_call_id": "call_1", "content": "a"},
-            ],
-            "tools": [{"type": "function", "function": {"name": "ls"}}],
-        }
-        return prepared(ask("chat", body)).encoded.ids
+    def tokens(*messages: dict[str, Any]) -> list[int]:
+        tools = [{"type": "function", "function": {"name": "ls"}}]
+        return prepared(ask("chat", {"messages": messages, "tools": tools})).encoded.ids
 
+    user = {"role": "user", "content": "Go."}
     left = {"role": "assistant", "content": "", "reasoning_content": "Look."}
-    assert tokens(left) == tokens()
-    assert tokens({**left, "content": "Here"}) != tokens()
+    call = {"id": "call_1", "type": "function", "function": {"name": "ls", "arguments": "{}"}}
+    again = {**left, "content": "Now.", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": "a"}
+    assert tokens(user, left) == tokens(user)
+    assert tokens(user, left, again, result) == tokens(user, again, result)
+    assert tokens(user, {**left, "content": "Here"}) != tokens(user)
+    assert tokens(user, {**left, "content": "Here"}, again, result) != tokens(user, again, result)
+
+
+def test_reasoning_to_go_on_with_is_kept():
+    def text(*messages: dict[str, Any]) -> str:
+        return prepared(ask("chat", {"messages": messages})).prompt.text
+
+    user = {"role": "user", "content": "Go."}
+    begun = {"role": "assistant", "content": "", "reasoning_content": "Look.", "prefix": True}
+    assert text(user, begun) == text(user) + "Look."

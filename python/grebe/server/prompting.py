@@ -141,7 +141,7 @@ def prepare(
 def _whole(conversation: Conversation) -> Conversation:
     """Without the reasoning that is left of an answer that broke off.
 
-    Clients ask again then, and some keep it before the answer that they get.
+    Clients ask again then, and some keep it: at the end, and later before the answer that they got.
     """
     messages = conversation.messages
     kept = tuple(
@@ -151,8 +151,8 @@ def _whole(conversation: Conversation) -> Conversation:
             message.role == "assistant"
             and not message.content
             and not message.tool_calls
-            and following is not None
-            and following.role == "assistant"
+            and not message.prefix
+            and (following is None or following.role == "assistant")
         )
     )
     return conversation if len(kept) == len(messages) else replace(conversation, messages=kept)
