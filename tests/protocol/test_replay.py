@@ -256,8 +256,8 @@ def test_turns_that_were_cut(reason: Any):
 def test_stray_markers_in_a_turn_that_was_cut_are_replayed():
     replay, talk = table(), ask(thinking=False)
     before = prompt(talk)
-    sampled = [*spelled("It is"), MARKERS.think_end, *spelled(" ab")]
-    said = Turn(None, "It is ab")
+    sampled = [*spelled("It"), MARKERS.think, *spelled("is"), MARKERS.think_end, *spelled(" ab")]
+    said = Turn(None, "It<think>is ab")
     assert replay.record("me", talk, before, sampled, said, "length")
     again = prompt(then(talk, said.message(), Message("user", "Go on")), replay)
     live = [*before.ids, *sampled, MARKERS.eos]

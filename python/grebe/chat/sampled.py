@@ -68,9 +68,8 @@ def _cut(
         start = body.index(markers.think_end) + 1
         if tokenizer.decode(body[: start - 1]) != reasoning:
             return None
-    # The parser drops stray markers of reasoning from an answer.
-    stray = (markers.think, markers.think_end)
-    if tokenizer.decode([id for id in body[start:] if id not in stray]) == content:
+    # The parser drops the end of a reasoning from an answer, wherever it comes.
+    if tokenizer.decode([id for id in body[start:] if id != markers.think_end]) == content:
         return body
     # A stop string was cut off; if that was in the middle of a token, there is nothing to keep.
     wanted = content.encode("utf-8", "surrogatepass")
