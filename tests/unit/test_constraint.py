@@ -317,6 +317,14 @@ def test_nothing_asked():
             ),
             "tool 't': a strict tool must list the properties",
         ),
+        # Numbers that llguidance negates for ever, and text that it cuts within a character.
+        (Conversation(ASK, response_schema={"const": -(2**63)}), "number -9.22337e"),
+        (Conversation(ASK, response_schema={"items": [{"enum": [1, [-1e300]]}]}), "number -1e"),
+        (
+            Conversation(ASK, response_schema={"exclusiveMinimum": "é" * 60}),
+            "beyond what can be enforced",
+        ),
+        (Conversation(ASK, response_schema={"$ref": "#"}), "structured output: "),
         (Conversation(ASK, (PING,), forced="pong"), "tool_choice: no tool is named 'pong'"),
         (Conversation(ASK, forced="any"), "tool_choice: a call is required"),
     ],
@@ -336,6 +344,10 @@ def test_loose_tools_may_have_any_schema():
     )
     turn, _ = write(Conversation(ASK, (tool,), forced="t"), seed=3)
     assert turn.calls[0].name == "t"
+    for schema in ({"const": -(2**63)}, {"enum": [-1e300, 2], "type": "integer"}):
+        tool = Tool({"name": "t", "parameters": {"properties": {"x": schema}}})
+        turn, _ = write(Conversation(ASK, (tool,), forced="t"), seed=3)
+        assert turn.calls[0].name == "t"
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch):

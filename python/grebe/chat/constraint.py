@@ -6,14 +6,15 @@ pass; the vocabulary (about a second) and compiled grammars are kept for the nex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ..errors import GrebeError, InvalidArgumentError
-from .grammar import answer_grammar, block_grammar, needs_answer, needs_block
+from .grammar import answer_grammar, block_grammar, check_numbers, needs_answer, needs_block
 from .inband import Bytes
 from .markers import Markers
 from .messages import Conversation, Message
@@ -113,10 +114,11 @@ class _Mask:
         self._ended = False  # nothing is asked of the rest
 
     def __call__(self, tokens: Sequence[int]) -> NDArray[np.uint32] | None:
-        for token in tokens[self._n_seen :]:
-            self._see(token)
-        self._n_seen = len(tokens)
-        return self._next()
+        with _no_panic(GrebeError):
+            for token in tokens[self._n_seen :]:
+                self._see(token)
+            self._n_seen = len(tokens)
+            return self._next()
 
     def _see(self, token: int) -> None:
         if self._matcher is None:
@@ -223,9 +225,14 @@ def _vocabulary(tokenizer: Vocabulary, eos: int) -> LLTokenizer:
 
 @lru_cache(maxsize=32)
 def _prototype(tokenizer: Vocabulary, eos: int, grammar: str) -> LLMatcher:
-    matcher: LLMatcher = _llguidance().LLMatcher(_vocabulary(tokenizer, eos), grammar, log_level=0)
-    if matcher.is_error():
-        raise InvalidArgumentError(f"structured output: {_first_line(matcher.get_error())}")
+    library, vocabulary = _llguidance(), _vocabulary(tokenizer, eos)
+    with _no_panic(InvalidArgumentError):
+        matcher: LLMatcher = library.LLMatcher(vocabulary, grammar, log_level=0)
+        first = matcher.deep_copy()
+        if not matcher.is_error():
+            first.compute_bitmask()  # where a schema fails that nothing can satisfy
+        if first.is_error():
+            raise InvalidArgumentError(f"structured output: {_first_line(first.get_error())}")
     return matcher
 
 
@@ -257,12 +264,31 @@ def _check(conversation: Conversation) -> None:
 def _check_schema(subject: str, schema: Mapping[str, Any]) -> None:
     library = _llguidance()
     try:
-        grammar = library.LLMatcher.grammar_from_json_schema(dict(schema))
+        check_numbers(schema)
+        with _no_panic(ValueError):
+            grammar = library.LLMatcher.grammar_from_json_schema(dict(schema))
+            failed, messages = library.LLMatcher.validate_grammar_with_warnings(grammar)
     except (ValueError, TypeError) as error:
         raise InvalidArgumentError(f"{subject}: {error}") from None
-    failed, messages = library.LLMatcher.validate_grammar_with_warnings(grammar)
     if failed:
         raise InvalidArgumentError(f"{subject}: {_first_line(messages[0])}")
+
+
+@contextmanager
+def _no_panic(kind: type[Exception]) -> Iterator[None]:
+    """What llguidance did not expect is an error like others; a panic of Rust would end threads.
+
+    Raises:
+        Exception: of this kind.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise kind("the schema is beyond what can be enforced") from None
 
 
 def _first_line(message: str) -> str:

@@ -16,7 +16,14 @@ from .markers import Markers
 from .messages import Conversation, Tool
 from .prompt import Start
 
-__all__ = ["GrammarWriter", "answer_grammar", "block_grammar", "needs_answer", "needs_block"]
+__all__ = [
+    "GrammarWriter",
+    "answer_grammar",
+    "block_grammar",
+    "check_numbers",
+    "needs_answer",
+    "needs_block",
+]
 
 # Enough for an indented document; without a limit a model may write blanks for ever.
 _SPACE = r"[ \t\r\n]{0,40}"
@@ -32,6 +39,7 @@ _CONSTRAINTS = frozenset(
 
 # A schema with one of these and without properties has them elsewhere.
 _REFERENCES = frozenset({"$ref", "allOf", "anyOf", "oneOf", "patternProperties"})
+LEAST_NUMBER = -(2**62)
 _ANY_KEY = r'''"parameter name=\"" /[^"]+/ "\" string="'''
 
 
@@ -97,7 +105,17 @@ class GrammarWriter:
         return _HEAD + "\n".join([*self._rules, f"start: {start}", ""])
 
     def json(self, schema: Mapping[str, Any], *, lenient: bool = False) -> str:
-        """Any JSON value of a schema; lenient: pass over what cannot be enforced."""
+        """Any JSON value of a schema; lenient: pass over what cannot be enforced.
+
+        Raises:
+            InvalidArgumentError: see :func:`check_numbers`.
+        """
+        try:
+            check_numbers(schema)
+        except InvalidArgumentError:
+            if not lenient:
+                raise
+            schema = {}
         options = {"whitespace_pattern": _SPACE, "lenient": lenient}
         return self._rule(f"%json {json.dumps({**schema, 'x-guidance': options})}")
 
@@ -162,6 +180,26 @@ class GrammarWriter:
         name = f"r{len(self._rules)}"
         self._rules.append(f"{name}: {body}")
         return name
+
+
+def check_numbers(schema: Any) -> None:
+    """Refuses numbers at which llguidance 1.9 never ends: it negates 64-bit integers.
+
+    Raises:
+        InvalidArgumentError: there is one.
+    """
+    inner = [schema]
+    while inner:
+        value = inner.pop()
+        if isinstance(value, Mapping):
+            inner += value.values()
+        elif isinstance(value, (list, tuple)):
+            inner += value
+        elif isinstance(value, (int, float)) and value <= LEAST_NUMBER:
+            raise InvalidArgumentError(
+                f"the schema has the number {value:g}, which cannot be enforced; more than "
+                f"{LEAST_NUMBER} is expected"
+            )
 
 
 def _tools(conversation: Conversation) -> list[Tool]:
