@@ -101,13 +101,21 @@ def test_a_port_that_is_taken_is_said_so():
         (["--port", "99999"], "port"),
         (["--port", "0", "--model", "no-such.gguf"], "no-such.gguf"),
         (["--port", "0", "--scripted-replies", "no-such.json"], "no-such.json"),
+        (["--port", "0", "--cache-dir", __file__], "cannot make the directory"),
+        (["--port", "0", "--cache-dir", "/dev/null/x"], "cannot make the directory"),
+        (["--port", "0", "--n-ctx", "2000000"], "up to 1048576"),
+        (["--port", "0", "--n-ctx", "0"], "n_ctx"),
+        (["--port", "0", "--cache-gb", "nan"], "cache_gb"),
+        (["--port", "0", "--max-running", "0"], "max_running"),
+        (["--port", "0", "--threads", "100000"], "n_threads"),
     ],
 )
 def test_what_cannot_work_is_one_line(argv, words):
     status, text = stderr_of(*argv)
     assert status == 2
     assert words in text
-    assert "Traceback" not in text
+    assert text.count("\n") == 1
+    assert text.startswith("grebe: ")
 
 
 def test_the_key_may_come_from_the_environment(monkeypatch):

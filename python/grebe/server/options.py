@@ -13,6 +13,18 @@ from ..errors import InvalidArgumentError
 
 __all__ = ["ServeOptions", "is_loopback"]
 
+# No option means more, and the engine's own units are larger.
+_MOST = 2**40
+_LEAST = {
+    "n_ctx": 2,  # a prompt and an answer
+    "cache_gb": 0.02,
+    "ram_gb": 0,
+    "max_waiting": 0,
+    "max_running": 1,
+    "max_body_bytes": 1024,
+    "shutdown_s": 0,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
@@ -66,10 +78,12 @@ class ServeOptions:
             raise InvalidArgumentError(f"port is {self.port}; 0 to 65535 is expected")
         if self.generation not in (None, "0731", "may"):
             raise InvalidArgumentError(f"generation is {shown(self.generation)}; 0731 or may")
-        for name, least in (("max_waiting", 0), ("max_running", 1), ("max_body_bytes", 1024)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value < least:
-                raise InvalidArgumentError(f"{name} is {value}; at least {least} is expected")
+            if value is not None and not least <= value <= _MOST:
+                raise InvalidArgumentError(
+                    f"{name} is {value}; a number from {least:g} to 2^40 is expected"
+                )
         if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys):
             raise InvalidArgumentError("an API key must be printable ASCII and not empty")
         if self.scripted_replies is not None and not is_loopback(self.host):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..chat.markers import Markers
 from ..chat.replay import ReplayTable
+from ..errors import InvalidArgumentError
 from ..generations import generation_of
 from ..model import EMBEDDED_MODEL, Model
 from . import anthropic, completions, models, openai_chat, openai_responses
@@ -53,7 +54,11 @@ class Stack:
 
     def _open(self, model: Model, options: ServeOptions) -> None:
         max_ctx = model.config.max_context
-        self.n_ctx = min(options.n_ctx or DEFAULT_CTX, max_ctx)
+        self.n_ctx = min(DEFAULT_CTX, max_ctx) if options.n_ctx is None else options.n_ctx
+        if self.n_ctx > max_ctx:
+            raise InvalidArgumentError(
+                f"n_ctx is {self.n_ctx}; this model can do with up to {max_ctx} tokens"
+            )
         self.cache: Cache | None = None
         if options.cache_dir is not None:
             self.cache = model.open_cache(
