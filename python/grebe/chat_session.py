@@ -28,14 +28,13 @@ class _Remembered:
     """Tokens of our own answers, so that they are never read again."""
 
     markers: Markers
-    answers: dict[int, list[int]] = field(default_factory=dict)
+    answers: dict[int, tuple[list[int], bool]] = field(default_factory=dict)  # with reasoning?
 
     def ids(self, body: Body) -> Sequence[int] | None:
-        ids = self.answers.get(body.message)
-        if ids is None or body.reasoned:
+        ids, reasoned = self.answers.get(body.message, (None, False))
+        if ids is None or body.reasoned or not reasoned:
             return ids
-        end = self.markers.think_end
-        return ids[ids.index(end) + 1 :] if end in ids else ids
+        return ids[ids.index(self.markers.think_end) + 1 :]
 
 
 class ChatSession:
@@ -132,8 +131,13 @@ class ChatSession:
             self.usage = running.usage
             parser.finish("cancelled")
             turn = parser.turn
-            if whole and event.token == self._markers.eos:
-                self._remembered.answers[len(self.messages)] = running.tokens
+            tokens = running.tokens
+            if whole and tokens[-1] != self._markers.eos:
+                pass  # a marker that has no place here ended it
+            elif not self.thinking or self._markers.think_end in tokens:
+                eos = [] if whole else [self._markers.eos]  # cut, and complete in what follows
+                answer = [*tokens, *eos]
+                self._remembered.answers[len(self.messages)] = answer, self.thinking
             self.messages.append(
                 Message("assistant", turn.content, reasoning=turn.reasoning or None)
             )

@@ -205,6 +205,14 @@ def test_text_of_special_tokens_stays_text(server, path):
     sending()
 
 
+@pytest.mark.parametrize("items", [[], [{}], [{"type": "reasoning"}], [{"type": "item_reference"}]])
+def test_a_conversation_of_nothing(server, items):
+    for path in ("/v1/responses", "/v1/responses/input_tokens"):
+        check(path, *send(server, path, json.dumps({"input": items}).encode()))
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        check(path, *send(server, path, json.dumps({**VALID[path], "messages": []}).encode()))
+
+
 def test_duplicate_keys(server):
     """The last one counts, as with everybody's JSON."""
     data = b'{"messages": 5, "messages": [{"role": "user", "role": "user", "content": "x"}]}'

@@ -146,7 +146,7 @@ def _whole(conversation: Conversation) -> Conversation:
     messages = conversation.messages
     kept = tuple(
         message
-        for message, following in zip(messages, (*messages[1:], None), strict=True)
+        for message, following in zip(messages, (*messages, None)[1:], strict=True)
         if not (
             message.role == "assistant"
             and not message.content
