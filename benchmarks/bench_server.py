@@ -3,9 +3,9 @@
     python benchmarks/bench_server.py [--clients 16] [--minutes 10] [--vanish 0.25] [--model FILE]
 
 Starts `grebe serve`, lets one client talk for --solo seconds, then all of them for the given minutes: conversations of several
-turns behind a shared system prompt, tokens streamed. A share of the requests is left at a random moment, by a reset. Before that,
-the worker's own time per token is taken in this process with a forward pass that costs nothing. Clients and server share the
-machine. The last line is one JSON document; the exit status is 1 after an error or a leak.
+turns behind a shared system prompt, tokens streamed. A share of the requests is left at a random moment, by a reset. Clients and server
+share the machine. Growth of memory is the median of the last tenth of that time against that of the second: with 10 minutes, minute 10
+against minute 2. The last line is one JSON document; the exit status is 1 after an error or growth beyond 5 %.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import os
 import platform
 import random
 import re
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from agents.server import Server
 
 WORDS = [
     *("the", "of", "and", "to", "in", "is", "that", "it", "for", "was", "on", "are", "with", "as"),
@@ -138,79 +138,30 @@ class Client:
             writer.transport.abort()
 
 
-class Server:
-    """`grebe serve` in a process of its own."""
+def rss_mb(pid: int) -> float:
+    """Memory of a process."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", text).group(1)) / 1024  # type: ignore[union-attr]
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "grebe", "serve", "--port", str(self.port), *arguments]
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        self.tick = os.sysconf("SC_CLK_TCK")
 
-    async def get(self, path: str) -> str:
-        """The body of a response."""
-        self.check()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(
-            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
-        )
-        data = await reader.read()
-        writer.close()
-        return data.split(b"\r\n\r\n", 1)[1].decode()
-
-    def check(self) -> None:
-        """Raises when the server is gone."""
-        if self.process.poll() is not None:
-            self.log.seek(0)
-            end = self.log.read().decode()[-3000:]
-            raise SystemExit(f"{end}\nthe server ended with status {self.process.returncode}")
-
-    async def ready(self) -> None:
-        """Returns when the model is loaded."""
-        for _ in range(600):
-            try:
-                if "\ngrebe_ready 1\n" in await self.get("/metrics"):
-                    return
-            except OSError:
-                pass
-            await asyncio.sleep(0.1)
-        raise SystemExit("the server does not come up")
-
-    async def metrics(self) -> dict[str, float]:
-        """Numbers by name and labels."""
-        lines = (await self.get("/metrics")).splitlines()
-        return {
-            line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
-            for line in lines
-            if line.startswith("grebe_")
-        }
-
-    def rss_mb(self) -> float:
-        """Memory of the process."""
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", text).group(1)) / 1024  # type: ignore[union-attr]
-
-    def cpu_s(self, *, loop_only: bool = False) -> float:
-        """Of the process, or of its main thread, which runs the event loop."""
-        pid = self.process.pid
-        path = Path(f"/proc/{pid}/task/{pid}/stat" if loop_only else f"/proc/{pid}/stat")
-        fields = path.read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / self.tick
+def cpu_s(pid: int, *, loop_only: bool = False) -> float:
+    """CPU time of a process, or of its main thread, which runs the event loop."""
+    path = Path(f"/proc/{pid}/task/{pid}/stat" if loop_only else f"/proc/{pid}/stat")
+    fields = path.read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def watch(server: Server, rss: list[float]) -> None:
     while True:
         await asyncio.sleep(1)
-        rss.append(server.rss_mb())
+        rss.append(rss_mb(server.pid))
 
 
 async def phase(server: Server, n: int, seconds: float, vanish: float, seed: int) -> dict[str, Any]:
     """So many clients for so long."""
     seen, rss = Seen(), list[float]()
     watcher = asyncio.create_task(watch(server, rss))
-    before, cpu, loop = await server.metrics(), server.cpu_s(), server.cpu_s(loop_only=True)
+    before, cpu, loop = server.metrics(), cpu_s(server.pid), cpu_s(server.pid, loop_only=True)
     begin = time.monotonic()
     clients = [
         Client(server.port, f"{seed}-{i}", seen, random.Random(f"{seed} {i}"), vanish)
@@ -220,13 +171,13 @@ async def phase(server: Server, n: int, seconds: float, vanish: float, seed: int
     took = time.monotonic() - begin
     watcher.cancel()
     for _ in range(100):  # those that were left end within a chunk
-        after = await server.metrics()
+        after = server.metrics()
         if after["grebe_requests_running"] + after["grebe_requests_waiting"] == 0:
             break
         await asyncio.sleep(0.1)
     n_tokens = after["grebe_completion_tokens_total"] - before["grebe_completion_tokens_total"]
     n_read = after["grebe_prefilled_tokens_total"] - before["grebe_prefilled_tokens_total"]
-    quarter = max(len(rss) // 4, 1)
+    tenth = max(len(rss) // 10, 1)
     return {
         "clients": n,
         "seconds": round(took, 1),
@@ -241,13 +192,17 @@ async def phase(server: Server, n: int, seconds: float, vanish: float, seed: int
         "prefilled_per_s": round(n_read / took, 1),
         "ttft_p50_ms": percentile(seen.first, 50),
         "ttft_p95_ms": percentile(seen.first, 95),
+        "ttft_p99_ms": percentile(seen.first, 99),
         "gap_p50_ms": percentile(seen.gaps, 50),
         "gap_p95_ms": percentile(seen.gaps, 95),
+        "gap_p99_ms": percentile(seen.gaps, 99),
         "gap_max_ms": percentile(seen.gaps, 100),
-        "loop_us_per_token": round((server.cpu_s(loop_only=True) - loop) / max(n_tokens, 1) * 1e6),
-        "cpu_us_per_token": round((server.cpu_s() - cpu) / max(n_tokens, 1) * 1e6),
-        "rss_mb_second_quarter": round(statistics.median(rss[quarter : 2 * quarter] or rss), 1),
-        "rss_mb_last_quarter": round(statistics.median(rss[-quarter:]), 1),
+        "loop_us_per_token": round(
+            (cpu_s(server.pid, loop_only=True) - loop) / max(n_tokens, 1) * 1e6
+        ),
+        "cpu_us_per_token": round((cpu_s(server.pid) - cpu) / max(n_tokens, 1) * 1e6),
+        "rss_mb_second_tenth": round(statistics.median(rss[tenth : 2 * tenth] or rss), 1),
+        "rss_mb_last_tenth": round(statistics.median(rss[-tenth:]), 1),
         "rss_mb_max": round(max(rss), 1),
     }
 
@@ -259,40 +214,6 @@ def percentile(values: Sequence[float], p: int) -> float:
     return round(ordered[min(len(ordered) * p // 100, len(ordered) - 1)] * 1e3, 1)
 
 
-def worker_us(n_jobs: int, n_tokens: int = 500) -> float:
-    """CPU time of the worker per token, sampling and events included, without a forward pass."""
-    import grebe
-    import numpy as np
-    from grebe.server.jobs import Job, Sunk
-    from grebe.server.worker import EngineWorker
-
-    class Sink:
-        def feed(self, token: int) -> Sunk:
-            return nothing
-
-        def finish(self, reason: str) -> Sequence[Any]:
-            return ()
-
-    nothing = Sunk()
-    with grebe.Model.load() as model:
-        logits = np.random.default_rng(1).normal(size=(n_jobs, model.config.vocab_size))
-        logits = logits.astype(np.float32)
-        model.step = lambda inputs, logits_="last", **_: logits[: len(inputs)]  # type: ignore
-
-        async def one(worker: EngineWorker) -> None:
-            job = Job([0, 300, 301], Sink(), n_tokens, sampling=grebe.Sampling(temperature=1.0))
-            async for _ in worker.submit(job):
-                pass
-
-        async def together(worker: EngineWorker) -> float:
-            begin = time.process_time()
-            await asyncio.gather(*(one(worker) for _ in range(n_jobs)))
-            return (time.process_time() - begin) / (n_jobs * n_tokens) * 1e6
-
-        with EngineWorker(model, n_ctx=4096) as worker:
-            return round(asyncio.run(together(worker)), 1)
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     names = [name for name in rows[0] if name != "first_errors"]
     width = max(map(len, names))
@@ -301,17 +222,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-async def measure(a: argparse.Namespace) -> list[dict[str, Any]]:
-    arguments = ["--n-ctx", "8192", *(["--model", a.model] if a.model else [])]
-    server = Server(arguments)
-    try:
-        await server.ready()
-        await phase(server, 1, a.warmup, 0.0, 0)
-        rows = [await phase(server, 1, a.solo, 0.0, 1)]
-        rows.append(await phase(server, a.clients, a.minutes * 60, a.vanish, 2))
-    finally:
-        server.process.terminate()
-        server.process.wait(20)
+async def measure(a: argparse.Namespace, server: Server) -> list[dict[str, Any]]:
+    """One client, then all."""
+    await phase(server, 1, a.warmup, 0.0, 0)
+    rows = [await phase(server, 1, a.solo, 0.0, 1)]
+    rows.append(await phase(server, a.clients, a.minutes * 60, a.vanish, 2))
     return rows
 
 
@@ -324,20 +239,23 @@ def main() -> None:
     p.add_argument("--solo", type=float, default=30.0, help="seconds with one client")
     p.add_argument("--warmup", type=float, default=5.0, help="seconds")
     a = p.parse_args()
-    own = {f"worker_us_per_token_{n}": worker_us(n) for n in (1, a.clients)}
-    rows = asyncio.run(measure(a))
+    options = ["--quiet", "--n-ctx", "8192", *(["--model", a.model] if a.model else [])]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server(options, Path(folder) / "server.log") as server,
+    ):
+        rows = asyncio.run(measure(a, server))
+        server.stop()
     print(table(rows))
-    for name, value in own.items():
-        print(f"{name}: {value}")
     for row in rows:
         for error in row["first_errors"]:
             print("error:", error)
     alone, many = rows
-    growth = many["rss_mb_last_quarter"] / many["rss_mb_second_quarter"] - 1
+    growth = many["rss_mb_last_tenth"] / many["rss_mb_second_tenth"] - 1
     gain = many["tok_per_s"] / alone["tok_per_s"]
     print(f"tokens/s against one client: {gain:.2f}; growth of memory: {100 * growth:.1f} %")
     document = {"benchmark": "bench_server", "machine": platform.machine(), "cores": os.cpu_count()}
-    document |= {"phases": rows, "growth": round(growth, 4), "gain": round(gain, 3)} | own
+    document |= {"phases": rows, "growth": round(growth, 4), "gain": round(gain, 3)}
     print(json.dumps(document))
     bad = many["errors"] or many["failed_jobs"] or many["still_running"] or growth > 0.05
     sys.exit(1 if bad else 0)
