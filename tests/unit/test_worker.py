@@ -222,10 +222,11 @@ def test_ends():
 
 
 def test_a_mask_is_asked_before_each_token():
-    seen = []
+    seen, lists = [], []
 
     def mask(tokens: Sequence[int]) -> np.ndarray:
-        seen.append(tokens)
+        seen.append(tuple(tokens))
+        lists.append(tokens)
         allowed = np.zeros(8192, bool)
         allowed[500 + len(tokens)] = True
         return allowed
@@ -234,6 +235,7 @@ def test_a_mask_is_asked_before_each_token():
         (found,) = run(w, job(text(1, 20), 3, sampling=Sampling(mask=mask)))
     assert sampled(found) == [500, 501, 502]
     assert seen == [(), (500,), (500, 501)]
+    assert lists[0] is lists[1] is lists[2]  # no copy a token
 
 
 def test_forced_output_runs_through_the_model():

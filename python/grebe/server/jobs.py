@@ -85,7 +85,8 @@ class Job:
         tokens: the prompt, whole.
         sink: what becomes of the output.
         max_tokens: at most so many; None: what the context has room for.
-        sampling: ``sampling.mask`` is called with the tokens so far before each one is sampled.
+        sampling: ``sampling.mask`` is called before each token with all of them so far, in a list
+            that grows; it must neither keep nor change it.
         marks: positions in ``tokens`` that later prompts may share: end of the system part, ends
             of messages, generation header.
         session_hint: what the client says of the conversation it belongs to; a preference among

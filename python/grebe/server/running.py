@@ -153,7 +153,7 @@ class Running:
     def _mask(self) -> NDArray[np.uint32] | None:
         if self.job.sampling.mask is None:
             return None
-        allowed = self.job.sampling.mask(tuple(self.out))
+        allowed = self.job.sampling.mask(self.out)
         return None if allowed is None else pack_mask(allowed, self._vocab_size)
 
     @property
