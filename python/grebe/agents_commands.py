@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .agents import CLIENTS, AgentSettings, settings
 from .errors import GrebeError, InvalidArgumentError
 from .report import printable
 from .sessions import state_folder
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["add_parser", "agents"]
 
@@ -40,25 +38,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--api-key", metavar="KEY", help="of the server (default: $GREBE_API_KEY, or any)"
     )
     parser.add_argument(
-        "--run", action="store_true", dest="start",
-        help="start the agent here; what follows -- is passed on to it",
+        "--run", nargs=argparse.REMAINDER, dest="start",
+        help="start the agent here; all that follows is passed on to it",
     )  # fmt: skip
-    parser.add_argument("rest", nargs="*", metavar="-- ARGS", help="arguments of the agent")
 
 
 def agents(args: argparse.Namespace) -> None:
     """``grebe agents``."""
-    if args.rest and not args.run:
-        raise InvalidArgumentError("arguments for the agent go with --run")
     key = args.api_key or os.environ.get("GREBE_API_KEY") or "any"
     url = args.url.rstrip("/").removesuffix("/v1")
     model = _model(url, key)
     n_ctx = int(model.get("context_length") or model.get("max_model_len") or 131_072)
     chosen = settings(args.client, url, str(model["id"]), n_ctx, key)
-    if args.run:
-        _start(args.client, chosen, args.rest)
-    else:
+    if args.start is None:
         print(_text(chosen), end="")
+    else:
+        _start(args.client, chosen, args.start)
 
 
 def _model(url: str, key: str) -> dict[str, Any]:
