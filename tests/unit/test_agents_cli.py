@@ -78,7 +78,6 @@ def test_what_is_started(tmp_path, monkeypatch, server, client):
         "--api-key",
         "k",
         "--run",
-        *dashes,
         "-p",
         "do it",
     ]
