@@ -20,6 +20,7 @@ class Fake:
         self.prompt, self.resident = prompt, SimpleNamespace(pos=pos)
         self.echoes, self.ready_at, self.served, self.follows = echoes, 0.0, 0, None
         self.out = [1] if pos >= prompt else []
+        self.slice_end = prompt
 
     @property
     def remaining(self) -> int:
@@ -43,6 +44,15 @@ def step(scheduler: Scheduler, jobs: list[Any], now: float = 1.0) -> dict[Any, i
         if not job.reading:
             job.out = [1]
     return dict(plan)
+
+
+def test_a_slice_ends_where_a_place_is_to_be_kept():
+    job = Fake(1300)
+    job.slice_end = 256
+    scheduler = Scheduler(512, 0.1)
+    assert step(scheduler, [job]) == {job: 256}
+    job.slice_end = 1300
+    assert step(scheduler, [job]) == {job: 512}
 
 
 def test_a_prompt_alone_fills_the_step():

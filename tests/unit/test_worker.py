@@ -183,6 +183,22 @@ def test_the_end_of_the_system_part_is_kept_for_other_conversations():
         assert finished(found).usage.cached_tokens >= 6000
 
 
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("n", [1100, 3000])
+def test_where_two_prompts_part_is_kept_for_a_third(n: int, cached: bool, tmp_path: Path):
+    with contextlib.ExitStack() as stack:
+        cache = stack.enter_context(model().open_cache(tmp_path)) if cached else None
+        w = stack.enter_context(worker(cache=cache))
+        found = []
+        for seed in range(4):
+            prompt = text(1, n) + more(2 + seed, 3000)
+            (events,) = run(w, job(prompt, 3, marks=(200, len(prompt) - 1)))
+            found.append(finished(events).usage.cached_tokens)
+        assert found[0] == 0
+        assert found[2] == found[3] == n - n % 128
+        assert sampled(events) == alone(prompt, 3)
+
+
 def test_a_prompt_waits_for_another_that_reads_the_same_start():
     system = text(1, 2000)
     first, second = system + more(2, 300), system + more(3, 200)

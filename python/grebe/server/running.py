@@ -10,6 +10,7 @@ import numpy as np
 from ..events import TokenLogprob
 from ..generate import pack_mask
 from .jobs import EndReason, Finished, Job, JobUsage, Progress, TokenEvent
+from .sessions import CHECKPOINT_TOKENS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,10 +53,14 @@ class Running:
         ready_at: not to be stepped before this time.
         follows: another session that reads the same prompt's beginning, and how much of it; to be
             waited for.
+        starts: places to keep, since other prompts may part from this one there: after its system
+            part, and where one did.
         served: grows with each step that took part of it; the least has waited longest.
     """
 
-    def __init__(self, ticket: Ticket, prompt: NDArray[np.int32], found: Found) -> None:
+    def __init__(
+        self, ticket: Ticket, prompt: NDArray[np.int32], found: Found, *, keeps_starts: bool
+    ) -> None:
         self.ticket, self.job, self.prompt = ticket, ticket.job, prompt
         self.channel, self.sampler = ticket.channel, ticket.sampler
         self.started = time.monotonic()
@@ -68,6 +73,7 @@ class Running:
         self.served = 0
         self.prompt_logprobs: list[tuple[int, float, tuple[TokenLogprob, ...]]] = []
         self._stop_sequence: str | None = None
+        self._keeps_starts = keeps_starts
         self.found(found)
         if self.job.sampling.repetition_penalty != 1.0:
             self.sampler.observe_prompt(prompt)
@@ -75,6 +81,8 @@ class Running:
     def found(self, found: Found) -> None:
         """Goes on from another session."""
         self.resident, self._found = found.resident, found
+        marks = [min(self.job.marks, default=0), found.shared] if self._keeps_starts else []
+        self.starts = sorted({mark - mark % CHECKPOINT_TOKENS for mark in marks} - {0})
 
     @property
     def remaining(self) -> int:
@@ -90,6 +98,12 @@ class Running:
     def echoes(self) -> bool:
         """Whether logits of every position of the prompt are wanted."""
         return self.job.echo_logprobs is not None
+
+    @property
+    def slice_end(self) -> int:
+        """Where a slice of the prompt ends at the latest."""
+        pos = self.resident.pos
+        return next((start for start in self.starts if start > pos), len(self.prompt))
 
     def covered(self) -> NDArray[np.int32]:
         """The tokens that the session covers."""

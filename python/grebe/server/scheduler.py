@@ -62,7 +62,8 @@ class Scheduler:
                     continue
                 plan = [(job, min(job.remaining, SLICE_TOKENS, self._chunk_tokens))]
                 break
-            n = _slice(job.resident.pos, job.remaining, room)
+            pos = job.resident.pos
+            n = _slice(pos, job.slice_end - pos, room)
             if n > 0:
                 plan.append((job, n))
                 room -= n

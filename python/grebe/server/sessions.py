@@ -77,12 +77,15 @@ class Found:
         cached: tokens of the prompt that the session covers.
         miss: why not more, as in :class:`JobUsage`.
         miss_at: length of the prefix that was known, when less than the whole is good.
+        shared: so much of the beginning another session has too, and it will be read again; what
+            two prompts share, others may.
     """
 
     resident: Resident
     cached: int
     miss: str
     miss_at: int | None
+    shared: int = 0
 
 
 def common_prefix(a: bytes, b: bytes) -> int:
@@ -145,12 +148,20 @@ class SessionPool:
             reverse=True,
         )
         longest = order[0] if order and lengths[order[0]] > 1 else None
-        parted = longest is not None and lengths[longest] < min(longest.pos, len(tokens) - 1)
+        n_known = lengths[longest] if longest is not None else 0
+        parted = longest is not None and n_known < min(longest.pos, len(tokens) - 1)
+        if parted:
+            marks = [*marks, n_known]
+        # Among those that share about as much, one that ends there is there already.
+        order.sort(
+            key=lambda r: (lengths[r] // CHECKPOINT_TOKENS, lengths[r] == r.pos), reverse=True
+        )
         best: Resident | None = None
         reached = 0
         for n_tried, known in enumerate(order):
             n_common = min(lengths[known], len(tokens) - 1)
-            if n_common <= reached or n_tried >= MAX_FORKS:
+            little = best is not None and n_common - reached < CHECKPOINT_TOKENS
+            if n_common <= reached or little or n_tried >= MAX_FORKS:
                 break
             whole = n_common == known.pos
             if not whole and n_common < CHECKPOINT_TOKENS and self._cache is None:
@@ -169,11 +180,11 @@ class SessionPool:
         if best is None:
             best = Resident(self._model.session(self._n_ctx, cache=self._cache))
             reached = best.session.resume(tokens, marks=marks)
-        n_known = lengths[longest] if longest is not None else 0
         same = longest is not None and (hint is None or longest.hint == hint)
         miss, miss_at = self._miss(n_known, parted, same, reached, hint)
         self._occupy(best, goal, reached, hint)
-        return Found(best, reached, miss, miss_at)
+        shared = n_known if parted and n_known - reached >= LEAST_WORTH else 0
+        return Found(best, reached, miss, miss_at, shared)
 
     def empty(self, tokens: NDArray[np.int32]) -> Found:
         """A new session, busy, for a prompt that is to be read from its first token."""

@@ -312,7 +312,7 @@ class EngineWorker:
         except Exception as error:
             self._fail(ticket.channel, error)
             return
-        running = Running(ticket, prompt, found)
+        running = Running(ticket, prompt, found, keeps_starts=self.cache is None)
         if not running.echoes:
             self._find_leader(running)
         self._running.append(running)
@@ -394,12 +394,11 @@ class EngineWorker:
     def _took(self, job: Running, n: int, logits: NDArray[np.float32], now: float) -> None:
         """A job's tokens are in its session."""
         if job.reading:
-            before = job.resident.pos
             job.read(n, now)
             if job.echoes:
                 job.read_logits(logits)
                 logits = logits[-1]
-            self._keep_shared_start(job, before)
+            self._keep_start(job)
             self._post.put(job.channel, job.progress())
             if job.reading:
                 return
@@ -427,14 +426,11 @@ class EngineWorker:
         if job.end is not None:
             self._end(job, job.end)
 
-    def _keep_shared_start(self, job: Running, before: int) -> None:
-        """A fork at the end of the system part, which other conversations begin with, too."""
-        if self.cache is not None or not job.job.marks:
-            return
-        start = min(job.job.marks)
-        start -= start % SLICE_TOKENS
-        if before < start <= job.resident.pos < len(job.prompt):
-            self._pool.keep_start(job.resident, start)
+    def _keep_start(self, job: Running) -> None:
+        """A fork where other prompts may part from this one. A cache knows such places."""
+        pos = job.resident.pos
+        if pos in job.starts and pos < len(job.prompt):
+            self._pool.keep_start(job.resident, pos)
 
     def _end(self, job: Running, reason: EndReason) -> None:
         now = time.monotonic()
