@@ -44,7 +44,7 @@ VALID: dict[str, dict[str, Any]] = {
     "/detokenize": {"tokens": [5, 6]},
 }
 #: Each run draws the same ones, so a longer hunt needs more of them.
-EXAMPLES = int(os.environ.get("GREBE_TEST_EXAMPLES", 150))
+EXAMPLES = int(os.environ.get("GREBE_TEST_EXAMPLES", 100))
 
 
 @pytest.fixture(scope="module")

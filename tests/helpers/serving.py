@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import io
 import json
 import re
 import signal
@@ -11,7 +13,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -44,23 +45,30 @@ class Process:
             try:
                 if self.get("/health")["status"] == "ok":
                     return self
-            except urllib.error.HTTPError as error:
-                error.close()
-            except OSError:
+            except OSError:  # HTTPError is one
                 pass
             time.sleep(0.05)
         raise AssertionError("the server did not become ready")
 
     def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
-            return json.load(answer)
+        return self._ask("GET", path, None, 30)
 
     def post(self, path: str, body: Any, timeout: float = 60) -> Any:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return json.load(answer)
+        return self._ask("POST", path, json.dumps(body).encode(), timeout)
+
+    def _ask(self, method: str, path: str, body: bytes | None, timeout: float) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            kind = {"content-type": "application/json"} if body is not None else {}
+            connection.request(method, path, body, kind)
+            answer = connection.getresponse()
+            data = answer.read()
+        finally:
+            connection.close()
+        if answer.status >= 400:
+            url, status, reason = self.url + path, answer.status, answer.reason
+            raise urllib.error.HTTPError(url, status, reason, answer.headers, io.BytesIO(data))
+        return json.loads(data)
 
     def stop(self, sig: int = signal.SIGTERM, timeout: float = 30) -> int:
         self.process.send_signal(sig)
@@ -107,14 +115,14 @@ def raw(port: int, data: bytes) -> tuple[int, bytes]:
 
 
 def read_answer(sock: socket.socket) -> tuple[int, bytes]:
-    import http.client
-
     answer = http.client.HTTPResponse(sock)
     try:
         answer.begin()
         return answer.status, answer.read()
     except (http.client.HTTPException, OSError):
         return 0, b""
+    finally:
+        answer.close()
 
 
 def chat(text: str, **more: Any) -> dict[str, Any]:
