@@ -55,7 +55,7 @@ class TextCache:
     # Shorter ones are encoded faster than found.
     _WORTH = 256
 
-    def __init__(self, tokenizer: Encoder, max_chars: int = 8 << 20) -> None:
+    def __init__(self, tokenizer: Encoder, max_chars: int = 2 << 20) -> None:
         self._tokenizer, self._room = tokenizer, max_chars
         self._ids: OrderedDict[str, array[int]] = OrderedDict()
         self._lock = Lock()

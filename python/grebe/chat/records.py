@@ -75,6 +75,8 @@ class Record:
             made = tuple(ToolCall(name, arguments, id) for id, name, arguments in calls)
         except (struct.error, TypeError) as error:
             raise ValueError(str(error)) from None
+        # Most records have these two in common.
+        owner, mode = sys.intern(str(owner)), sys.intern(str(mode))
         return Record(owner, chain, content, reasoning, made, bool(thinking), mode, ids)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import threading
 from array import array
 from collections import Counter, OrderedDict
@@ -152,13 +153,13 @@ class ReplayTable:
         if ids is None:
             return False
         record = Record(
-            _owner(owner),
+            sys.intern(_owner(owner)),
             chains(conversation)[len(before)],
             digest(content),
             digest(reasoning),
             tuple(turn.calls),
             conversation.thinking,
-            _mode(conversation, generation),
+            sys.intern(_mode(conversation, generation)),
             array("I", ids),
         )
         payload = record.pack()
