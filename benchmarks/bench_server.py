@@ -204,6 +204,10 @@ async def phase(server: Server, n: int, seconds: float, vanish: float, seed: int
         "rss_mb_second_tenth": round(statistics.median(rss[tenth : 2 * tenth] or rss), 1),
         "rss_mb_last_tenth": round(statistics.median(rss[-tenth:]), 1),
         "rss_mb_max": round(max(rss), 1),
+        "rss_mb_tenths": [
+            round(statistics.median(rss[i * tenth : (i + 1) * tenth]), 1)
+            for i in range(min(10, len(rss)))
+        ],
     }
 
 
@@ -215,7 +219,7 @@ def percentile(values: Sequence[float], p: int) -> float:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    names = [name for name in rows[0] if name != "first_errors"]
+    names = [name for name in rows[0] if not isinstance(rows[0][name], list)]
     width = max(map(len, names))
     return "\n".join(
         f"{name:{width}}" + "".join(f"{row[name]:>12}" for row in rows) for name in names
