@@ -91,6 +91,29 @@ def test_exact_errors(row: dict[str, Any]):
         assert body["type"] == "invalid_request_error"
 
 
+MORE = read_vectors("api/more.jsonl")
+
+
+@pytest.mark.parametrize("row", named([r for r in MORE if "error" not in r["expected"]]))
+def test_more(row: dict[str, Any]):
+    request, expected = ask(row["api"], row["body"]), row["expected"]
+    ready = prepared(request)
+    assert ready.prompt.text == expected["text"]
+    assert ready.prompt.start == expected["start"]
+    assert ready.calls == expected["parse_tools"]
+    assert (request.max_tokens, list(request.stop)) == (expected["max_tokens"], expected["stop"])
+    assert chosen(request, official=True) == (expected["temperature"], expected["top_p"])
+
+
+@pytest.mark.parametrize("row", named([r for r in MORE if "error" in r["expected"]]))
+def test_more_errors(row: dict[str, Any]):
+    with pytest.raises(ApiError) as caught:
+        prepared(ask(row["api"], row["body"]))
+    write = anthropic_error_body if row["api"] == "messages" else openai_error_body
+    found = {"status": caught.value.status, "message": write(caught.value)["error"]["message"]}
+    assert found == row["expected"]["error"]
+
+
 def test_the_call_without_a_result_is_named():
     api, body, _ = row_of("chat_tool_missing_result")
     given = {m["tool_call_id"] for m in body["messages"] if m["role"] == "tool"}

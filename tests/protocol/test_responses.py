@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -28,6 +29,7 @@ PATCH = {
     "description": "Edits files.",
     "format": {"type": "grammar", "syntax": "lark", "definition": "start: LINE+"},
 }
+PATCH_TEXT = "2f3b70f01e3c655b3aa1a3c882aa68c6ab4496567ab0e146f170d60cd39c5b24"
 SPACE = {"type": "namespace", "name": "agents", "description": "d", "tools": [READ]}
 
 
@@ -158,7 +160,11 @@ def test_custom_tools_are_functions_of_one_text() -> None:
     request = asked([message("user", "u"), item, done], tools=[PATCH])
     (tool,) = request.conversation.tools
     assert tool.parameters["required"] == ["input"]
-    assert "start: LINE+" in tool.schema["description"]
+    # The one that DeepSeek's API knows is shown as there.
+    text = tool.schema["description"].encode()
+    assert hashlib.sha256(text).hexdigest() == PATCH_TEXT
+    (other,) = asked(tools=[{**PATCH, "name": "edit"}]).conversation.tools
+    assert "start: LINE+" in other.schema["description"]
     said = request.conversation.messages[1]
     assert said.tool_calls[0].arguments == '{"input": "*** ä\\n"}'
 

@@ -28,8 +28,8 @@ MAX_JUNK = 4096
 #: Names of the tag around the calls: the right one, and how models misspell it.
 WRAPPERS = ("tool_calls", "toolcalls", "tool", "function_calls")
 
-_INVOKE = re.compile(rf'invoke\s+name\s*=\s*"([^"<>\n{DSML}]{{1,256}})"')
-_INVOKE_PART = re.compile(rf'invoke(?:\s+(?:n[a-z]*\s*(?:=\s*(?:"[^"<>\n{DSML}]{{0,256}})?)?)?)?')
+_INVOKE = re.compile(rf'invoke\s+name\s*=\s*"([^"<>\n{DSML}]{{1,300}})"')
+_INVOKE_PART = re.compile(rf'invoke(?:\s+(?:n[a-z]*\s*(?:=\s*(?:"[^"<>\n{DSML}]{{0,300}})?)?)?)?')
 _ATTRIBUTE = rf'[A-Za-z_]+\s*=\s*(?:"[^"{DSML}]*"|[A-Za-z]+)'
 _PARAMETER = re.compile(rf"parameter((?:\s+{_ATTRIBUTE})+)\s*(/?)>")
 _PARAMETER_PART = re.compile(

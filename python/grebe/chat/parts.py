@@ -91,7 +91,7 @@ def parts(conversation: Conversation, placement: Placement) -> list[Part]:
         if message.response_schema is not None:
             front.response_schema = message.response_schema
     _declare(front, conversation)
-    result = _merge([(i, _in_place(message)) for i, message in rest])
+    result = _merge([(i, _in_place(message)) for i, message in rest if not _is_empty(message)])
     for i, part in enumerate(result):
         # Only the last message can be gone on with.
         part.prefix = part.prefix and i == len(result) - 1
@@ -113,6 +113,13 @@ def _declare(part: Part, conversation: Conversation) -> None:
     if conversation.response_schema is not None:
         part.response_schema = conversation.response_schema
     part.json_object = conversation.json_object
+
+
+def _is_empty(message: Message) -> bool:
+    """Whether it is a system message that says nothing."""
+    return message.role == "system" and not (
+        message.content or message.tools or message.response_schema is not None
+    )
 
 
 def _in_place(message: Message) -> Message:

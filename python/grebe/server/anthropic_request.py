@@ -77,6 +77,8 @@ def messages_request(
             forced, tools = name, (by_name[name],)
     reader = _Messages(by_name)
     messages = [*_system(body.system), *reader.read(body.messages)]
+    if not messages:
+        raise invalid("messages: at least one message is required", param="messages")
     last = messages[-1]
     if last.role == "assistant" and not last.tool_calls and not thinking:
         messages[-1] = replace(last, prefix=True)
@@ -209,7 +211,8 @@ class _Messages:
                 yield self._assistant(i, message.content)
             elif message.role == "system":
                 text = "\n\n".join(_texts(message.content))
-                yield Message("user", f"<system-reminder>\n{text}\n</system-reminder>")
+                if text:
+                    yield Message("user", f"<system-reminder>\n{text}\n</system-reminder>")
             else:
                 yield from self._user(i, message.content)
 

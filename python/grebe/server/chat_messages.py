@@ -58,8 +58,6 @@ def chat_messages(
                 open_calls[call.id] = f"{path}.tool_calls[{n}].id={call.id}"
             messages.append(message)
             continue
-        if body.prefix:
-            raise _prefix_elsewhere(path)
         if body.role in ("system", "developer"):
             messages.append(Message("system", _text(body, path)))
         elif body.role == "latest_reminder":

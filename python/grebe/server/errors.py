@@ -149,12 +149,17 @@ def anthropic_error_body(error: ApiError, request_id: str | None = None) -> dict
     if isinstance(error, ContextExceeded):
         # Claude Code compacts on this text, and on no other.
         message = f"prompt is too long: {error.n_prompt} tokens > {error.n_ctx} maximum"
-    elif error.param is not None and error.param not in message:
+    elif error.param is not None and not _speaks_of(message, error.param):
         message = f"{error.param}: {message}"
     inner: dict[str, Any] = {"type": error.kind, "message": message}
     if error.details is not None:
         inner["details"] = dict(error.details)
     return {"type": "error", "error": inner, "request_id": request_id}
+
+
+def _speaks_of(message: str, param: str) -> bool:
+    """Whether a message names a parameter; those of DeepSeek's server may be short for it."""
+    return param in message or param.split("_")[0].rstrip("s") in message.lower()
 
 
 def error_headers(error: ApiError) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .errors import ApiError, invalid
-from .option_checks import check_sampling, stop_strings
+from .option_checks import check_sampling, empty_stop, stop_strings
 from .requests import SamplingOptions
 from .schemas import SampledBody
 
@@ -59,6 +59,8 @@ def stop_list(stop: str | list[str] | None) -> tuple[str, ...]:
     Raises:
         ApiError: too many, too long, or empty.
     """
+    if stop == "":
+        raise empty_stop("stop", "stop")
     strings = stop_strings((stop,) if isinstance(stop, str) else stop, "stop")
     for i, string in enumerate(strings):
         if len(string) > MAX_STOP_LENGTH:

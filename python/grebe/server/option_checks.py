@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .errors import ApiError, invalid
 
-__all__ = ["check_sampling", "stop_strings", "token_limit", "unknown_function"]
+__all__ = ["check_sampling", "empty_stop", "stop_strings", "token_limit", "unknown_function"]
 
 _MAX_STOP = 16
 
@@ -44,14 +44,19 @@ def stop_strings(stop: Sequence[str] | None, param: str) -> tuple[str, ...]:
     stop = stop or ()
     for i, text in enumerate(stop):
         if not text:
-            raise invalid(
-                f"Invalid 'stop[{i}]': empty string. Expected a string with minimum length 1, but "
-                "got an empty string instead.",
-                param=param,
-            )
+            raise empty_stop(f"stop[{i}]", param)
     if len(stop) > _MAX_STOP:
         raise invalid(f"Stop string array too long: {len(stop)}", param=param)
     return tuple(stop)
+
+
+def empty_stop(path: str, param: str) -> ApiError:
+    """For a stop string without characters."""
+    return invalid(
+        f"Invalid '{path}': empty string. Expected a string with minimum length 1, but got an "
+        "empty string instead.",
+        param=param,
+    )
 
 
 def unknown_function(name: object) -> ApiError:

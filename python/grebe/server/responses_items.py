@@ -81,7 +81,7 @@ class ItemReader:
         """More items.
 
         Raises:
-            ApiError: an output comes twice.
+            ApiError: a call or an output comes twice.
         """
         for item in items:
             self._item(item)
@@ -143,6 +143,8 @@ class ItemReader:
             given = item.get("arguments", "")
             arguments = given if isinstance(given, str) else dumps(given)
         call_id = str(item.get("call_id", ""))
+        if call_id and self._waiting.get(_plain(call_id)) == call_id:
+            raise invalid(f"Duplicate 'call_id': {call_id}.", "input")
         self._calls.append(ToolCall(name, arguments, call_id))
         self._waiting[_plain(call_id)] = call_id
 

@@ -207,7 +207,7 @@ def _form(
 def _logprobs(body: ResponsesBody, include: Sequence[str]) -> int | None:
     if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
         raise invalid(
-            "Invalid top_logprobs value, the valid range of top_logprobs is [0, 20]",
+            "Invalid top_logprobs value, the valid range of top_logprobs is [0, 20].",
             "top_logprobs",
         )
     if "message.output_text.logprobs" in include or body.top_logprobs:

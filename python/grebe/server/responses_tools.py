@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..chat.messages import Tool
+from .apply_patch import APPLY_PATCH, APPLY_PATCH_INPUT
 from .errors import invalid
-from .tools import check_names, make_tool
+from .tools import MAX_NAME, check_name, check_names, make_tool
 
 __all__ = ["ToolNames", "declared_tools"]
 
@@ -73,6 +74,7 @@ def _namespace(
     i: int, space: Mapping[str, Any], names: ToolNames, taken: set[str]
 ) -> Iterator[Tool]:
     namespace = str(space.get("name", ""))
+    check_name(namespace, f"tools[{i}].name")
     inner = space.get("tools")
     for k, tool in enumerate(inner if isinstance(inner, list) else ()):
         kind = tool.get("type", "function") if isinstance(tool, Mapping) else "unknown"
@@ -95,13 +97,18 @@ def _name(tool: Mapping[str, Any], path: str) -> str:
     name = tool.get("name")
     if not isinstance(name, str):
         raise invalid(f"Missing required parameter: '{path}'.", path, "missing_required_parameter")
+    check_name(name, path)
     return name
 
 
 def _tool(tool: Mapping[str, Any], kind: str, shown: str, path: str, names: ToolNames) -> Tool:
     if kind == "custom":
         names.custom.add(shown)
-        return make_tool(shown, _custom_description(tool), _CUSTOM_PARAMETERS, param=path)
+        if tool.get("name") == "apply_patch":
+            text, schema = APPLY_PATCH, _custom_parameters(APPLY_PATCH_INPUT)
+        else:
+            text, schema = _custom_description(tool), _custom_parameters(_WHOLE)
+        return make_tool(shown, text, schema, param=path, longest=_LONGEST)
     description, parameters = tool.get("description"), tool.get("parameters")
     return make_tool(
         shown,
@@ -109,16 +116,23 @@ def _tool(tool: Mapping[str, Any], kind: str, shown: str, path: str, names: Tool
         parameters if isinstance(parameters, Mapping) else None,
         strict=tool.get("strict") is True,
         param=path,
+        longest=_LONGEST,
     )
 
 
-# A custom tool takes text; to the model it is a function with one string.
-_CUSTOM_PARAMETERS = {
-    "type": "object",
-    "additionalProperties": False,
-    "properties": {"input": {"type": "string", "description": "The whole input, as it is."}},
-    "required": ["input"],
-}
+# Of a tool in a namespace; each of its two names has its own limit.
+_LONGEST = 2 * MAX_NAME + 2
+_WHOLE = "The whole input, as it is."
+
+
+def _custom_parameters(description: str) -> dict[str, Any]:
+    """A custom tool takes text; to the model it is a function with one string."""
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"input": {"type": "string", "description": description}},
+        "required": ["input"],
+    }
 
 
 def _custom_description(tool: Mapping[str, Any]) -> str:

@@ -9,9 +9,12 @@ from typing import Any, Literal
 from ..chat.messages import Effort, Tool
 from .errors import invalid
 
-__all__ = ["EFFORTS", "check_names", "effort", "make_tool"]
+__all__ = ["EFFORTS", "MAX_NAME", "check_name", "check_names", "effort", "make_tool"]
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]+", re.ASCII)
+
+#: Characters of a tool's name.
+MAX_NAME = 128
 
 #: The APIs' words for effort. The model knows three, and none.
 EFFORTS: dict[str, Effort | Literal["none"]] = {
@@ -47,31 +50,62 @@ def make_tool(
     strict: bool = False,
     deferred: bool = False,
     param: str,
+    longest: int = MAX_NAME,
 ) -> Tool:
     """A tool as the prompt shows it, the same from all APIs: name, description, parameters.
 
     Args:
-        name: letters, digits, "_" and "-".
+        name: see :func:`check_name`.
         description: of the function.
         parameters: JSON schema; the order of its keys is kept.
         strict: its objects then allow no further properties and require all, unless they say more.
         deferred: declared, but not shown.
         param: path of the tool's name in the request.
+        longest: that the name may be.
 
     Raises:
-        ApiError: a name that cannot be told from its surroundings.
+        ApiError: a name that cannot be told from its surroundings, or arguments that are to be
+            something else than an object.
     """
-    if not _NAME.fullmatch(name):
-        raise invalid(
-            f"Invalid '{param}': string does not match pattern. Expected a string that matches "
-            "the pattern '^[a-zA-Z0-9_-]+$'.",
-            param,
-        )
+    check_name(name, param, longest)
     shown: Mapping[str, Any] = parameters or {}
+    kind = shown.get("type", "object")
+    if isinstance(kind, str) and kind != "object":
+        raise invalid(
+            f"Invalid schema for function '{name}': schema must be a JSON Schema of "
+            f"'type: \"object\"', got 'type: \"{kind[:40]}\"'.",
+            param.rpartition(".")[0],
+        )
     if strict:
         shown = _strict(shown or {"type": "object"})
     schema = {"name": name, "description": description or "", "parameters": shown}
     return Tool(schema, strict=strict, deferred=deferred)
+
+
+def check_name(name: str, param: str, longest: int = MAX_NAME) -> None:
+    """A name that the protocol can write: it has no escapes.
+
+    Raises:
+        ApiError: letters, digits, "_" and "-" are allowed, up to ``longest``.
+    """
+    if not name:
+        what = (
+            "empty string. Expected a string with minimum length 1, but got an empty string "
+            "instead."
+        )
+    elif not _NAME.fullmatch(name):
+        what = (
+            "string does not match pattern. Expected a string that matches the pattern "
+            "'^[a-zA-Z0-9_-]+$'."
+        )
+    elif len(name) > longest:
+        what = (
+            f"string too long. Expected a string with maximum length {longest}, but got a string "
+            f"with length {len(name)} instead."
+        )
+    else:
+        return
+    raise invalid(f"Invalid '{param}': {what}", param)
 
 
 def check_names(tools: Iterable[Tool]) -> None:
