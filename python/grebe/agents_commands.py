@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .agents import CLIENTS, AgentSettings, settings
 from .errors import GrebeError, InvalidArgumentError
 from .report import printable
 from .sessions import state_folder
+
+if TYPE_CHECKING:
+    import argparse
 
 __all__ = ["add_parser", "agents"]
 
@@ -38,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--api-key", metavar="KEY", help="of the server (default: $GREBE_API_KEY, or any)"
     )
     parser.add_argument(
-        "--run", nargs=argparse.REMAINDER, dest="start",
+        "--run", nargs="...", dest="start",  # argparse.REMAINDER
         help="start the agent here; all that follows is passed on to it",
     )  # fmt: skip
 
