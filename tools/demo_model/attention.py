@@ -24,6 +24,9 @@ class AttentionMode(NamedTuple):
 
     select: bool = True  # attend to the indexer's choice; False: to all rows (start of training)
     use_rows: bool = True  # False: ablation, the window alone
+    # bool[batch]: windows that attend to all rows although the others select. Only there does the indexer's target
+    # hold rows that it would not choose itself, so training keeps a share of such windows to the end.
+    dense: torch.Tensor | None = None
 
 
 class Compressor(nn.Module):
@@ -68,10 +71,9 @@ class Indexer(nn.Module):
 
     def forward(self, x: torch.Tensor, qr: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         """-> f32[batch, n_tokens, n_rows]"""
-        rows = self.compressor(x, rotation)
-        rows = straight_through(rows, round_index(rows.detach(), self.hadamard))
+        rows = round_index(self.compressor(x, rotation), self.hadamard)
         q = rotate(self.wq_b(qr).unflatten(-1, (self.n_heads, self.width)), rotation)
-        q = straight_through(q, round_index(q.detach(), self.hadamard))
+        q = round_index(q, self.hadamard)
         weight = self.weights_proj(x).float() * (self.width * self.n_heads) ** -0.5
         score = F.relu(torch.einsum("bthd,bsd->bths", q, rows).float())
         return (score * weight[..., None]).sum(2)
@@ -132,6 +134,8 @@ class Attention(nn.Module):
             if mode.select and n_rows > c.index_top_k:
                 best = index.detach().topk(c.index_top_k, -1).indices
                 chosen = torch.zeros_like(index, dtype=torch.bool).scatter_(2, best, True)
+                if mode.dense is not None:
+                    chosen = chosen | mode.dense[:, None, None]
                 visible = visible & chosen
         row_scores = torch.einsum("bnhqd,bsd->bnhqs", q, rows).float() * c.head_dim**-0.5
         row_mask = visible.unflatten(1, (n_blocks, 1, block))

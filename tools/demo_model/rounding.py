@@ -81,13 +81,20 @@ def hadamard_matrix(n: int) -> torch.Tensor:
 
 
 def round_index(row: torch.Tensor, hadamard: torch.Tensor) -> torch.Tensor:
-    """The round trip of index queries and rows: transform, then FP4."""
-    n = row.shape[-1]
-    x = (row @ hadamard.to(row.dtype)).float() * n**-0.5
+    """The round trip of index queries and rows: transform, then FP4 with a straight-through gradient.
+
+    The gradient passes the rounding alone. Passed around the transform as well it would arrive in the wrong basis,
+    with no correlation to the right one, and the indexer would learn noise.
+    """
+    turned = (row @ hadamard.to(row.dtype)).float() * row.shape[-1] ** -0.5
+    return straight_through(turned, _round_index_fp4(turned.detach())).to(row.dtype)
+
+
+def _round_index_fp4(x: torch.Tensor) -> torch.Tensor:
     x = x.unflatten(-1, (-1, 32))
     amax = x.abs().amax(-1, keepdim=True).clamp_min(FP4_MAX * 2.0**-126)
     s = power_of_two_at_least(amax / FP4_MAX)
-    return (to_e2m1(x / s) * s).flatten(-2).to(row.dtype)
+    return (to_e2m1(x / s) * s).flatten(-2)
 
 
 def straight_through(exact: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
