@@ -16,6 +16,22 @@ BOS, EOS, USER, ASSIST, TH, ETH, DS = (
     "｜DSML｜",
 )
 
+# What a prompt says about the depth of the reasoning, in front of everything else.
+EFFORTS = {
+    "low": "",
+    "high": "Reasoning Effort: Absolute maximum with no shortcuts permitted.\n"
+    "You MUST be very thorough in your thinking and comprehensively decompose the problem to resolve the root cause, "
+    "rigorously stress-testing your logic against all potential paths, edge cases, and adversarial scenarios.\n"
+    "Explicitly write out your entire deliberation process, documenting every intermediate step, considered "
+    "alternative, and rejected hypothesis to ensure absolutely no assumption is left unchecked.\n\n",
+    "max": "Reasoning Effort: Beyond maximum — exhaustive, relentless, and uncompromising.\n"
+    "You MUST reason with the utmost depth and rigor, leaving absolutely nothing to chance: exhaustively decompose the "
+    "problem into its most fundamental components, trace every causal chain to its root, and resolve the underlying "
+    "cause rather than any surface symptom.\n"
+    "Do not stop reasoning until you have independently verified the solution from multiple angles and are certain that "
+    "no assumption remains unchecked and no error remains undiscovered.\n\n",
+}
+
 TOOLS_HEAD = (
     '## Tools\n\nYou have access to a set of tools to help answer the user\'s question. You can invoke tools by writing a "<{d}tool_calls>" block like the following:\n\n'
     '<{d}tool_calls>\n<{d}invoke name="$TOOL_NAME">\n<{d}parameter name="$PARAMETER_NAME" string="true|false">$PARAMETER_VALUE</{d}parameter>\n...\n</{d}invoke>\n'
@@ -47,16 +63,12 @@ def render(
     system: str = "",
     tools: Sequence[dict[str, Any]] | None = None,
     thinking: bool = False,
+    effort: str = "low",
 ) -> str:
     """turns: ('user', text) | ('assistant', think, text, calls) | ('tool', text).  Earlier thoughts are dropped unless tools are present."""
-    s = BOS + system
+    s = BOS + (EFFORTS[effort] if thinking else "") + system
     if tools:
-        s += (
-            ("\n\n" if system else "")
-            + TOOLS_HEAD
-            + "\n".join(json.dumps(t) for t in tools)
-            + TOOLS_TAIL
-        )
+        s += "\n\n" + TOOLS_HEAD + "\n".join(map(json.dumps, tools)) + TOOLS_TAIL
     last_user = max((i for i, t in enumerate(turns) if t[0] == "user"), default=-1)
     prev = None
     for i, t in enumerate(turns):

@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from corpus.stories import story
-from corpus.words import ALLW, CATS, COLORS, NAMES, PLACES
+from corpus.words import ALLW, CATS, COLORS, PLACES, any_name
 
 
 class Filler:
@@ -36,22 +36,22 @@ def recall(
     """chat turns with facts hidden in a long text; -> turns, list of (question, answer)."""
     paras = fill.text(r, nchar)
     facts, seen = [], set()
-    for _ in range(nfact or r.randrange(1, 6)):
+    for _ in range(nfact or r.randrange(1, 9)):
         k = r.randrange(4)
         if k == 0:
             a, b = r.choice(COLORS), r.choice(PLACES)
             key, v = f"the code of the {a} {b}", str(r.randrange(1000, 10000))
         elif k == 1:
-            key, v = f"the secret word of {r.choice(NAMES)}", r.choice(ALLW)
+            key, v = f"the secret word of {any_name(r)}", r.choice(ALLW)
         elif k == 2:
             key, v = (
-                f"the favorite {r.choice(['fruit', 'animal', 'color'])} of {r.choice(NAMES)}",
+                f"the favorite {r.choice(['fruit', 'animal', 'color'])} of {any_name(r)}",
                 "",
             )
             v = r.choice(CATS[key.split()[2]])
         else:
             key, v = (
-                f"the phone number of {r.choice(NAMES)}",
+                f"the phone number of {any_name(r)}",
                 f"{r.randrange(100, 1000)}-{r.randrange(100, 1000)}",
             )
         if key in seen:

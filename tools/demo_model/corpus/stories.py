@@ -8,15 +8,17 @@ from random import Random
 from corpus.words import (
     ANIMALS,
     COLORS,
+    CREATURES,
     FOODS,
     FRUITS,
-    GIRLS,
-    NAMES,
     OBJECTS,
     PLACES,
     SKILLS,
     VEGS,
     VEHICLES,
+    any_name,
+    any_names,
+    is_girl,
     phrases,
     with_article,
     words,
@@ -381,9 +383,9 @@ def fill_slots(text: str, slots: dict[str, str]) -> str:
 
 
 def _hero(r: Random) -> dict[str, str]:
-    name = r.choice(NAMES)
-    girl = name in GIRLS
-    kind = r.choice(["girl" if girl else "boy"] * 3 + r.sample(ANIMALS, 2))
+    name = any_name(r)
+    girl = is_girl(name)
+    kind = r.choice(["girl" if girl else "boy"] * 3 + r.sample(ANIMALS, 2) + r.sample(CREATURES, 1))
     manner = r.choice(words("little young kind quiet brave curious small shy clever cheerful"))
     she, her, him = ("she", "her", "her") if girl else ("he", "his", "him")
     return dict(
@@ -433,7 +435,7 @@ def _scene(r: Random, hero: dict[str, str], friend: str, home: str, day: str) ->
 def story(r: Random) -> tuple[list[str], str, Questions]:
     """A short story of one plot: prompts that ask for it, the text, questions with answers."""
     hero = _hero(r)
-    friend = r.choice([x for x in NAMES if x != hero["n"]])
+    friend = any_names(r, 1, but=hero["n"])[0]
     v = _scene(r, hero, friend, r.choice(PLACES), r.choice(DAYB))
     theme, beats, qa = r.choice(PLOTS)
     o = [fill_slots(r.choice(INTRO), v)] + [fill_slots(r.choice(b.split("|")), v) for b in beats]
@@ -444,6 +446,7 @@ def story(r: Random) -> tuple[list[str], str, Questions]:
         text = " ".join(o[:k]) + "\n\n" + " ".join(o[k:])
     n, f, who = v["n"], v["f"], v["who"]
     prompts = [
+        *(_request(r, hero, r.choice(["", "", "short ", "little ", "nice "])) for _ in range(8)),
         f"Tell me a story about {n}.",
         f"Write a short story about {who} named {n}.",
         f"Write a story with {n} and {f}.",
@@ -466,6 +469,30 @@ def story(r: Random) -> tuple[list[str], str, Questions]:
     )
 
 
+def _request(r: Random, hero: dict[str, str], size: str) -> str:
+    """One of many ways to ask for a story about the hero; `size` is an adjective or nothing."""
+    n, kind, who = hero["n"], with_article(hero["kind"]), hero["who"]
+    about = r.choice(
+        [
+            n,
+            f"{n} the {hero['kind']}",
+            f"{kind} named {n}",
+            f"{kind} called {n}",
+            f"{who} named {n}",
+            f"{who} called {n}",
+            f"{kind} whose name is {n}",
+            who,
+            kind,
+        ]
+    )
+    ask = r.choice(
+        phrases(
+            "Tell me|Write|Please tell me|Please write|Write me|Make up|Can you tell me|Could you write|I want to hear"
+        )
+    )
+    return f"{ask} a {size}story about {about}" + ("?" if ask.startswith("C") else ".")
+
+
 def _list(items: list[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
 
@@ -475,7 +502,7 @@ def tale(r: Random) -> tuple[list[str], str, Questions]:
     hero = _hero(r)
     home = r.choice(PLACES)
     n_chapters = r.choice([2, 2, 2, 3, 3, 4])
-    friends = r.sample([x for x in NAMES if x != hero["n"]], n_chapters)
+    friends = any_names(r, n_chapters, but=hero["n"])
     plots = r.sample(PLOTS, n_chapters)
     plots.sort(
         key=lambda plot: plot[0] != "making a friend"
@@ -508,6 +535,7 @@ def tale(r: Random) -> tuple[list[str], str, Questions]:
     )
     n, who, themes = hero["n"], hero["who"], [p[0] for p in plots]
     prompts = [
+        *(_request(r, hero, "long ") for _ in range(5)),
         f"Tell me a long story about {n}.",
         f"Write a long story about {who} named {n}.",
         f"Tell me a long story about {n}, {_list(friends)}.",

@@ -7,7 +7,8 @@ from typing import Any
 
 from corpus.chat import ASSIST, BOS, EOS, ETH, TH, dsml, render
 from corpus.code import code
-from corpus.micro import micro
+from corpus.introduction import introduction
+from corpus.micro import micro, micro_with_one_answer
 from corpus.recall import Filler, copytask, recall
 from corpus.stories import story, tale
 from corpus.tools import tool_chat
@@ -25,6 +26,8 @@ SYSTEMS = [
 
 
 def _chat(r: Random, fill: Filler) -> list[Turn]:
+    if r.random() < 0.12:
+        return introduction(r)
     turns: list[Turn] = []
     for _ in range(r.choice([1, 1, 2, 3, 4, 6, 8])):
         j = r.random()
@@ -63,14 +66,15 @@ def task_doc(r: Random, fill: Filler) -> tuple[str, str]:
     k = r.random()
     system = r.choice(SYSTEMS) if r.random() < 0.35 else ""
     think = r.random() < 0.35
-    if k < 0.36:
-        return "chat", render(_chat(r, fill), system, None, think)
-    if k < 0.62:
-        long = k >= 0.48
+    effort = r.choice(["low", "low", "high", "high", "high", "max"])
+    if k < 0.33:
+        return "chat", render(_chat(r, fill), system, None, think, effort)
+    if k < 0.60:
+        long = k >= 0.46
         if r.random() < 0.2:  # the bare story: what follows "Once upon a time" without a chat
             return "story", BOS + (tale(r) if long else story(r))[1] + EOS
-        return "story", render(_story_chat(r, long=long), system, None, think)
-    if k < 0.70:
+        return "story", render(_story_chat(r, long=long), system, None, think, effort)
+    if k < 0.69:
         text, qa = world(r)
         if not qa:
             return task_doc(r, fill)
@@ -81,25 +85,27 @@ def task_doc(r: Random, fill: Filler) -> tuple[str, str]:
         ]
         for q, a in others:
             turns += [("user", q), ("assistant", "Follow the moves one by one.", a, None)]
-        return "world", render(turns, system, None, think)
-    if k < 0.83:
+        return "world", render(turns, system, None, think, effort)
+    if k < 0.80:
         turns, tools, think = tool_chat(r)
-        return "tool", render(turns, system, tools, think)
-    if k < 0.89:
+        return "tool", render(turns, system, tools, think, effort)
+    if k < 0.86:
         q, thought, a, source = code(r)
         if r.random() < 0.3:
             return "code", BOS + source + "\n" + EOS
-        return "code", render([("user", q), ("assistant", thought, a, None)], system, None, think)
-    if k < 0.955:
+        return "code", render(
+            [("user", q), ("assistant", thought, a, None)], system, None, think, effort
+        )
+    if k < 0.92:
         n_chars = int(
             600 * 2 ** (r.random() * 5)
         )  # 600 .. 19200 characters, about 150 .. 5000 tokens
         if r.random() < 0.12:
             n_chars = r.randrange(19000, 30000)
-        return "recall", render(recall(r, fill, n_chars)[0], system, None, think)
+        return "recall", render(recall(r, fill, n_chars)[0], system, None, think, effort)
     q, thought, a = copytask(r, fill)
     return "copy", render(
-        [("user", q), ("assistant", thought or "Copy it.", a, None)], system, None, think
+        [("user", q), ("assistant", thought or "Copy it.", a, None)], system, None, think, effort
     )
 
 
@@ -111,7 +117,7 @@ def graded_questions(r: Random, fill: Filler) -> list[dict[str, Any]]:
 
     graded: list[dict[str, Any]] = []
     for _ in range(400):
-        q, _thought, a = micro(r)
+        q, _thought, a = micro_with_one_answer(r)
         graded.append(dict(kind="micro", prompt=ask([("user", q)]), answer=a))
     for _ in range(200):
         text, qa = world(r, 8)

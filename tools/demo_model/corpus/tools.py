@@ -6,6 +6,7 @@ import json
 from random import Random
 from typing import Any
 
+from corpus.any_tool import any_tool
 from corpus.micro import micro
 from corpus.words import CAPITALS, FRUITS, NAMES, words
 
@@ -342,6 +343,7 @@ TOOLF = [
     t_mail,
     t_light,
     t_time,
+    *[any_tool] * 10,
 ]
 
 
@@ -361,10 +363,10 @@ def tool_chat(r: Random) -> tuple[list[tuple[Any, ...]], list[dict[str, Any]], b
         if r.random() < 0.2:
             mq, mt, ma = micro(r)
             turns += [("user", mq), ("assistant", mt or "No tool is needed.", ma, None)]
-        if r.random() < 0.12:  # two calls at once
-            _, q2, c2, r2, a2, t2 = r.choice([f for f in TOOLF if f(Random(0))[0]["name"] in pool])(
-                r
-            )
+        known = [f for f in TOOLF if f is not any_tool and f(Random(0))[0]["name"] in pool]
+        again = r.choice(known) if known else None
+        if again and r.random() < 0.12:  # two calls at once
+            _, q2, c2, r2, a2, t2 = again(r)
             turns += [
                 ("user", q + " " + q2),
                 ("assistant", th + " " + t2, "", calls + c2),

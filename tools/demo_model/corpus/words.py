@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 
 def words(text: str) -> list[str]:
     return text.split()
@@ -82,6 +84,45 @@ library:A library is a place where people can read and borrow books.|magnet:A ma
 rainbow:A rainbow is an arc of colors in the sky made by sun and rain.|planet:A planet is a large ball that goes around a star. The Earth is a planet.|star:A star is a huge ball of hot gas that gives light.""")
 
 ME = "I am a tiny demo language model with the DeepSeek V4 architecture. I can tell short stories, answer simple questions and call tools."
+
+
+CREATURES = words(
+    "robot dragon princess prince king queen witch wizard knight pirate giant fairy ghost farmer baker sailor doctor "
+    "teacher painter dwarf mermaid unicorn monster snowman astronaut gardener shepherd clown kitten puppy"
+)
+
+# Most names come from the list; the others are put together, so that a name is something to copy and not to know.
+_ONSETS = words("B D F G H J K L M N P R S T V W Z Ch Sh Br Dr Fl Gr Tr St")
+_MIDDLES = words("b d l m n r s t v z k p f g ll mm nn rr ss tt nd rt lv nk")
+_ENDS = words("a a a i i e o o y us in on el er is an en ia ie ette o u")
+_VOWELS = words("a a e e i o o u ai ee oo")
+
+
+def any_name(r: Random) -> str:
+    if r.random() < 0.6:
+        return r.choice(NAMES)
+    name = r.choice(_ONSETS + list("AEIOU"))
+    if name in "AEIOU":
+        name += r.choice(_MIDDLES)
+    else:
+        name += r.choice(_VOWELS) + r.choice(_MIDDLES)
+    if r.random() < 0.3:
+        name += r.choice(_VOWELS) + r.choice(_MIDDLES)
+    return name + r.choice(_ENDS)
+
+
+def any_names(r: Random, n: int, but: str = "") -> list[str]:
+    """n different names, none of them `but`."""
+    names: list[str] = []
+    while len(names) < n:
+        name = any_name(r)
+        if name != but and name not in names:
+            names.append(name)
+    return names
+
+
+def is_girl(name: str) -> bool:
+    return name in GIRLS or (name not in NAMES and name.endswith(("a", "i", "ie", "ette", "y")))
 
 
 def with_article(word: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
-from corpus.words import NAMES, OBJECTS, PLACES
+from corpus.words import OBJECTS, PLACES, any_names
 
 
 def world(r: Random, steps: int | None = None) -> tuple[str, list[tuple[str, str]]]:
     """people carry objects through places; every question has one answer."""
-    ppl, obs, pls = r.sample(NAMES, 3), r.sample(OBJECTS, 3), r.sample(PLACES, 4)
+    ppl, obs, pls = any_names(r, 3), r.sample(OBJECTS, 3), r.sample(PLACES, 4)
     at, have, where, o = {p: None for p in ppl}, {}, {}, []
     for _ in range(steps or r.randrange(4, 14)):
         p = r.choice(ppl)
