@@ -22,6 +22,9 @@ def main() -> None:
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--seconds", type=int, default=1200, help="of training at most")
+    p.add_argument("--no-compile", action="store_true", help="for runs of a few steps on a CPU")
+    p.add_argument("--shards", type=int, default=72)
     a, train_options = p.parse_known_args()  # the rest goes to train.py
     cache, hf = a.out / "cache", a.out / "hf"
     a.out.mkdir(parents=True, exist_ok=True)
@@ -33,12 +36,13 @@ def main() -> None:
         subprocess.run(command(script, *args), check=True)
 
     inputs = ("--data", a.data, "--tokenizer", a.data / "tok8k.json", "--cache", cache)
-    shared = (*inputs, "--seed", a.seed, "--shards", 48)
+    shared = (*inputs, "--seed", a.seed, "--shards", a.shards)
     spare = max(1, (os.cpu_count() or 2) - 3)
     makes_shards = subprocess.Popen(command("make_shards.py", *shared, "--jobs", spare))
     try:
-        compiled = ("--compile", "--eval", a.data / "eval", "--out", a.out)
-        run("train.py", *shared, *compiled, *train_options)
+        options = ("--eval", a.data / "eval", "--out", a.out, "--seconds", a.seconds)
+        compiled = () if a.no_compile else ("--compile",)
+        run("train.py", *shared, *options, *compiled, *train_options)
     finally:
         makes_shards.terminate()
         makes_shards.wait()

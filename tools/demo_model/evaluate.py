@@ -106,6 +106,7 @@ def graded(
     dtype: torch.dtype,
     per_kind: int,
     max_tokens: int = 65536,
+    kinds: tuple[str, ...] = (),
 ) -> dict[str, float]:
     """Share of answers that greedy decoding would give exactly.
 
@@ -118,6 +119,8 @@ def graded(
     with file.open(encoding="utf-8") as f:
         for line in f:
             d = json.loads(line)
+            if kinds and d["kind"] not in kinds:
+                continue
             kind = d["kind"] + (f"@{d['chars']}" if "chars" in d else "")
             if seen[kind] < per_kind:
                 seen[kind] += 1

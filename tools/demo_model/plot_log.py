@@ -43,7 +43,7 @@ def draw_losses(ax: plt.Axes, rows: list[dict]) -> None:
     ax.legend(fontsize=8)
     kl = ax.twinx()
     kl.plot(tokens, smooth([r["index_kl"] for r in steps]), color="tab:gray", lw=0.8)
-    kl.set(ylabel="indexer KL (gray)", ylim=(0, 30))
+    kl.set(ylabel="indexer KL (gray)", ylim=(0, 3))
 
 
 def draw_positions(ax: plt.Axes, rows: list[dict]) -> None:

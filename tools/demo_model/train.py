@@ -3,8 +3,9 @@
     python make_shards.py --data DIR --tokenizer tok8k.json --cache CACHE &
     python train.py --data DIR --eval DIR/eval --tokenizer tok8k.json --cache CACHE --out OUT
 
-The number of steps is fixed, every choice follows from --seed, and step i draws its windows from (seed, i): a run
-that was stopped by --call-seconds and goes on with --resume sees the same data as one that was not.
+Every choice follows from --seed, and step i draws its windows from (seed, i): a run that was stopped, by
+--call-seconds or by a lost machine, and goes on with --resume sees the same data as one that was not. Where the
+machine is too slow for --steps within --seconds, the schedule follows the clock instead and still ends in full.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+import checkpoint
 import evaluate
 import numpy as np
 import torch
@@ -29,7 +32,7 @@ from muon import make_optimizers
 
 BOOK_PARTS = ("books", "books2", "pycode")
 # Share of the windows drawn from each part.
-WEIGHTS = {"tasks": 0.58, "books": 0.27, "books2": 0.08, "pycode": 0.07}
+WEIGHTS = {"tasks": 0.64, "books": 0.18, "books2": 0.12, "pycode": 0.06}
 BIAS_STEP = 1e-3  # of the router bias that balances the experts
 
 
@@ -42,10 +45,10 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--preset", default="demo", choices=sorted(PRESETS))
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--steps", type=int, default=6200)
+    p.add_argument("--steps", type=int, default=6000)
     p.add_argument("--tokens", type=int, default=65536, help="tokens a step")
     p.add_argument("--micro", type=int, default=65536, help="tokens a forward pass")
-    p.add_argument("--seq", type=int, default=1024)
+    p.add_argument("--seq", type=int, default=2048)
     p.add_argument("--long-seq", type=int, default=8192)
     p.add_argument(
         "--long-from", type=float, default=0.75, help="share of the steps before --long-seq"
@@ -53,17 +56,23 @@ def parse_args() -> argparse.Namespace:
     p.add_argument(
         "--select-from", type=float, default=0.15, help="share of the steps before top-k"
     )
+    p.add_argument("--dense", type=float, default=0.25, help="share of windows with all rows then")
     p.add_argument("--lr", type=float, default=0.006, help="Muon; the update has RMS 0.2 * lr")
     p.add_argument("--adam-lr", type=float, default=3e-3)
     p.add_argument("--draft-weight", type=float, default=0.3)
     p.add_argument("--index-weight", type=float, default=0.1)
-    p.add_argument("--shards", type=int, default=48)
+    p.add_argument("--shards", type=int, default=72)
     p.add_argument("--first-shards", type=int, default=8)
-    p.add_argument("--steps-per-shard", type=int, default=60)
+    p.add_argument("--steps-per-shard", type=int, default=30)
     p.add_argument("--eval-every", type=int, default=1000)
     p.add_argument("--compile", action="store_true")
     p.add_argument("--recompute", action="store_true", help="less memory, a third more time")
     p.add_argument("--call-seconds", type=float, default=1e9, help="stop then, state saved")
+    p.add_argument("--seconds", type=float, default=1e9, help="of training, if --steps take longer")
+    p.add_argument("--save-every", type=float, default=180, help="seconds between saved states")
+    p.add_argument("--warm", type=Path, help="an exported checkpoint to begin from")
+    p.add_argument("--warm-step", type=int, default=0, help="the step at which it was exported")
+    p.add_argument("--warm-seconds", type=float, default=0, help="what it took until then")
     p.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
     p.add_argument("--graded", type=int, default=1000, help="graded questions of a kind at the end")
     return p.parse_args()
@@ -103,7 +112,10 @@ class Trainer:
         named = list(self.model.named_parameters())
         self.index_parameters = [p for name, p in named if ".indexer." in name]
         self.language_parameters = [p for name, p in named if ".indexer." not in name]
-        self.step, self.n_tokens, self.seconds = 0, 0, 0.0
+        self.step, self.n_tokens, self.seconds = a.warm_step, 0, a.warm_seconds
+        if a.warm:
+            self.model.load_state_dict(checkpoint.load_model(a.warm).state_dict())
+        self.first_step = a.warm_step  # of these optimiser states, which want a slow start
         if a.resume:
             self.load()
         if a.compile:
@@ -126,8 +138,11 @@ class Trainer:
             "step": self.step,
             "n_tokens": self.n_tokens,
             "seconds": self.seconds,
+            "first_step": self.first_step,
         }
-        torch.save(state, self.a.out / "last.pt")
+        beside = self.a.out / "last.part.pt"
+        torch.save(state, beside)
+        beside.rename(self.a.out / "last.pt")
 
     def load(self) -> None:
         state = torch.load(self.a.out / "last.pt", map_location=self.device, weights_only=True)
@@ -135,14 +150,27 @@ class Trainer:
         for o, s in zip(self.optimizers, state["optimizers"], strict=True):
             o.load_state_dict(s)
         self.step, self.n_tokens = state["step"], state["n_tokens"]
-        self.seconds = state["seconds"]
+        self.seconds, self.first_step = state["seconds"], state["first_step"]
+
+    def export(self) -> None:
+        """The checkpoint so far, under its name only when it is whole."""
+        beside, final = self.a.out / "hf.part", self.a.out / "hf"
+        shutil.rmtree(beside, ignore_errors=True)
+        export(self.model, self.a.tokenizer, beside)
+        (beside / "step").write_text(f"{self.step} {self.seconds:.0f}\n")
+        shutil.rmtree(final, ignore_errors=True)
+        beside.rename(final)
 
     def run(self) -> bool:
         """Train until the last step (True) or until the call's time is over (False)."""
         a = self.a
-        start, before = time.monotonic(), self.seconds
+        start, before, saved = time.monotonic(), self.seconds, time.monotonic()
         self.model.train()
-        while self.step < a.steps:
+        while self.done() < 1:
+            if time.monotonic() - saved > a.save_every:
+                self.save()
+                self.export()
+                saved = time.monotonic()
             if time.monotonic() - start > a.call_seconds:
                 self.save()
                 return False
@@ -164,19 +192,23 @@ class Trainer:
                 )
                 if not math.isfinite(row["loss"]):
                     raise SystemExit("the loss is not finite")
-            if self.step % a.eval_every == 0 and self.step < a.steps:
+            if self.step % a.eval_every == 0 and self.done() < 1:
                 self.log({"step": self.step, "held_out": self.held_out(1024, 64)})
             self.seconds = before + time.monotonic() - start
         self.save()
         return True
 
     def seq_length(self) -> int:
-        return self.a.long_seq if self.step >= self.a.long_from * self.a.steps else self.a.seq
+        return self.a.long_seq if self.done() >= self.a.long_from else self.a.seq
+
+    def done(self) -> float:
+        """Share of the run that lies behind: of its steps or of its time, whichever is more."""
+        return max(self.step / self.a.steps, self.seconds / self.a.seconds)
 
     def learning_rate(self) -> float:
         """Share of the peak: short rise, constant, linear fall to 2 % from 40 % of the steps on."""
-        done = self.step / self.a.steps
-        return min(1.0, (self.step + 1) / 100) * min(1.0, 0.02 + 0.98 * (1 - done) / 0.6)
+        rise = min(1.0, (self.step - self.first_step + 1) / 100)
+        return rise * min(1.0, 0.02 + 0.98 * max(0.0, 1 - self.done()) / 0.6)
 
     def train_step(self) -> dict[str, torch.Tensor]:
         a, model = self.a, self.model
@@ -186,13 +218,14 @@ class Trainer:
                 group["lr"] = peak * self.learning_rate()
         rng = np.random.default_rng([a.seed, self.step])
         length = self.seq_length()
-        mode = AttentionMode(select=self.step >= a.select_from * a.steps)
+        dense_share = a.dense if self.done() >= a.select_from else 1.0
         n_micro = max(1, a.tokens // a.micro)
         n_windows = max(1, a.tokens // n_micro // length)
         sums, loads = torch.zeros(3, device=self.device), None
         for _ in range(n_micro):
             ids = self.pool.windows(rng, n_windows, length + 1)
-            out = model(ids[:, :-1], mode, dtype=self.dtype)
+            dense = torch.from_numpy(rng.random(n_windows) < dense_share).to(self.device)
+            out = model(ids[:, :-1], AttentionMode(dense=dense), dtype=self.dtype)
             loss = model.loss(out.hidden, ids[:, 1:])
             draft = loss.new_zeros(()) if out.draft is None else model.loss(out.draft, ids[:, 2:])
             index = loss.new_zeros(()) if out.index_loss is None else out.index_loss
@@ -237,13 +270,27 @@ class Trainer:
                 self.model, a.eval / "graded.jsonl", a.tokenizer, mode, self.dtype, a.graded
             )
             self.log({"graded" if use_rows else "graded_without_rows": score})
+        trained_top_k = self.c.index_top_k
+        for top_k in (256, 512, 10**9):
+            self.c.index_top_k = top_k
+            score = evaluate.graded(
+                self.model,
+                a.eval / "graded.jsonl",
+                a.tokenizer,
+                AttentionMode(),
+                self.dtype,
+                a.graded,
+                kinds=("recall",),
+            )
+            self.log({"graded_with_top_k": top_k if top_k < 10**9 else "all", "recall": score})
+        self.c.index_top_k = trained_top_k
 
 
 def main() -> None:
     a = parse_args()
     trainer = Trainer(a)
     done = trainer.run()
-    export(trainer.model, a.tokenizer, a.out / "hf")
+    trainer.export()
     if done:
         trainer.finish()
 
