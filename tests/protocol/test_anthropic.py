@@ -54,6 +54,12 @@ def text(value: str, **fields: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- bodies
 
 
+def test_a_later_system_message_without_text_is_none() -> None:
+    assert talk(USER, {"role": "system", "content": ""}, USER) == talk(USER, USER)
+    with pytest.raises(ApiError, match="at least one message"):
+        asked({"role": "system", "content": []})
+
+
 def test_a_string_and_its_block_are_the_same() -> None:
     cached = {"cache_control": {"type": "ephemeral"}}
     for role in ("user", "assistant", "system"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from grebe.chat import constants
 from grebe.chat.encode import encode
+from grebe.chat.messages import Conversation, Message, Tool, ToolCall
 from grebe.chat.render import render
 
 from tests.helpers.chat import (
@@ -85,3 +86,35 @@ def test_fixed_texts():
         assert hashlib.sha256(text.encode()).hexdigest() == known[name]["sha256"], name
     assert constants.effort_prefix("may", "max") == ours["effort_high"]
     assert constants.effort_prefix("may", "high") == ""
+
+
+def user(text: str, **more: Any) -> Message:
+    return Message("user", text, **more)
+
+
+def test_official_gaps():
+    """What the official encoder does where it has no vector; nobody else should."""
+    both = (user("a"), user("b", task="query"))
+    official = render(Conversation(both, thinking=False), official=True).text
+    assert official.endswith("a\n\nb<｜Assistant｜></think>")
+    assert render(Conversation(both, thinking=False)).text.endswith("a\n\nb<｜query｜>")
+    tools = (Tool({"name": "x"}),)
+    shown = render(Conversation((user("a", tools=tools, response_schema={}),)), official=True)
+    assert "Tools" not in shown.text and "Format" not in shown.text
+    call = ToolCall("x", '{"a": NaN, "b": 1E400}', "c")
+    past = (
+        user("a"),
+        Message("assistant", tool_calls=(call,)),
+        Message("tool", "", tool_call_id="c"),
+    )
+    text = render(Conversation(past, thinking=False), official=True).text
+    assert 'name="a" string="false">NaN<' in text and 'name="b" string="false">Infinity<' in text
+    assert 'name="arguments" string="true">{"a": NaN' in render(Conversation(past)).text
+
+
+@pytest.mark.parametrize("official", [True, False])
+def test_a_task_of_the_past(official: bool):
+    past = (user("a", task="action"), Message("assistant", "Search"), user("b"))
+    prompt = render(Conversation(past, effort="low"), official=official)
+    head = "<｜User｜>a<｜Assistant｜><think><｜action｜>Search<｜end▁of▁sentence｜>"
+    assert prompt.text.endswith(head + "<｜User｜>b<｜Assistant｜><think>")

@@ -28,18 +28,25 @@ def dumps(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def parse_arguments(text: str) -> dict[str, Any] | None:
+def parse_arguments(text: str, *, lenient: bool = False) -> dict[str, Any] | None:
     """The arguments of a call, or None for anything but an object in sound JSON.
 
     NaN, Infinity, numbers beyond the range of a double and halves of surrogate pairs are unsound:
     none of them would come back from the model as it went in.
+
+    Args:
+        text: of the client.
+        lenient: let NaN and numbers that are too large pass, as the official encoder does.
 
     Example:
         >>> parse_arguments('{"n": 1e5}'), parse_arguments("[1]"), parse_arguments('{"n": NaN}')
         ({'n': 100000.0}, None, None)
     """
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        if lenient:
+            value = json.loads(text)
+        else:
+            value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
         if not isinstance(value, dict):
             return None
         if "\\u" in text or not text.isascii():
@@ -101,7 +108,7 @@ def write_calls(out: Writer, calls: Sequence[ToolCall], *, official: bool = Fals
 
 
 def _write_arguments(out: Writer, arguments: str, official: bool) -> None:
-    parsed = parse_arguments(arguments)
+    parsed = parse_arguments(arguments, lenient=official)
     # A key with a quotation mark cannot be written either. The model has seen stranger things than
     # one text argument, and a conversation must not end for what its history holds.
     if parsed is None or (not official and any('"' in key for key in parsed)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .messages import Conversation, Message, Tool, ToolCall
@@ -64,7 +64,7 @@ def official_parts(conversation: Conversation) -> list[Part]:
     extra = conversation.tools or conversation.response_schema is not None
     if extra and all(message.role != "system" for _, message in messages):
         messages.insert(0, (-1, Message("system")))
-    result = _merge(messages)
+    result = _merge(((i, _as_official(message)) for i, message in messages), exact=True)
     if extra or conversation.json_object:
         first = next((part for part in result if part.role == "system"), None)
         if first is not None:
@@ -129,7 +129,14 @@ def _in_place(message: Message) -> Message:
     return Message("user", text, tools=message.tools, response_schema=message.response_schema)
 
 
-def _merge(messages: Iterable[tuple[int, Message]]) -> list[Part]:
+def _as_official(message: Message) -> Message:
+    """Without what the official encoder does not see."""
+    if message.role == "user":
+        return replace(message, tools=(), response_schema=None)
+    return replace(message, response_schema=message.response_schema or None)
+
+
+def _merge(messages: Iterable[tuple[int, Message]], *, exact: bool = False) -> list[Part]:
     result: list[Part] = []
     for i, message in messages:
         last = result[-1] if result else None
@@ -144,7 +151,8 @@ def _merge(messages: Iterable[tuple[int, Message]]) -> list[Part]:
             last.blocks.append(block)
         elif last is not None and is_user and message.role == "user" and last.task is None:
             last.blocks.append(block)
-            last.task = message.task
+            if not exact:  # the official encoder forgets it
+                last.task = message.task
             last.tools += message.tools
             last.response_schema = message.response_schema or last.response_schema
         else:

@@ -118,10 +118,10 @@ class _Renderer:
     def header(self, think: bool) -> None:
         self.out.marker("assistant").marker("think" if think else "think_end")
 
-    def task(self, task: str, think: bool) -> None:
+    def task(self, task: str) -> None:
         """The token of a quick instruction, where the header would be."""
         if task == "action":
-            self.header(think)
+            self.header(self.thinking)
         self.out.marker(task)
 
     def said(self, out: Writer, part: Part, *, reasoned: bool, official: bool = False) -> None:
@@ -155,7 +155,7 @@ class _Official(_Renderer):
                 continue
             think = self.thinking and (not drop or i >= last)
             if part.task is not None:
-                self.task(part.task, think)
+                self.task(part.task)
             elif part.role in ("user", "developer"):
                 self.header(think)
         start: Start = "reasoning" if think else "content"
@@ -193,7 +193,7 @@ class _Default(_Renderer):
                 self.head(part)
                 self.ends.append(self.out.position())
             if part.task is not None:
-                self.task(part.task, self.thinking and (not self.drop or i >= self.last))
+                self.task(part.task)
             before = part
         if before is not None and before.task is not None:
             # The token of the task is the header.
