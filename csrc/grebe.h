@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/input_stats.h"
 #include "core/cpu_features.h"
 #include "core/error.h"
 #include "io/gguf.h"
@@ -33,6 +34,7 @@ struct LoadOptions {
       "fast";       ///< "fast" (int8 activations for quantized weights) | "exact" (f32 activations)
   std::string isa;  ///< "" = best; a name of core/cpu_features.h, for tests
   int prefill_chunk = 512;  ///< tokens of one prefill step, 1..4096; scratch grows with it
+  std::string observe;      ///< "" | "inputs" (of weights) | "hidden" (states after each layer)
 };
 
 class KvCache;
@@ -96,6 +98,11 @@ class Model : public std::enable_shared_from_this<Model> {
   /// The dispatches of the last step, where the backend has such, for tools: one line each,
   /// "kernel<TAB>barrier (0 or 1)<TAB>bytes of weights and rows that it reads".
   std::string trace() const;
+
+  /// What the steps since the last call have shown, when loaded with `observe`; see
+  /// backend/observer.h. Throws InvalidArgument when that was not observed.
+  std::vector<InputStats> take_inputs();
+  std::vector<std::vector<float>> take_hidden();
 
   /// n_ctx 0: config().max_context. Memory is taken as the session grows. With a cache (of this
   /// model) it continues from what is known of its tokens, and adds to it.

@@ -19,9 +19,10 @@ std::shared_ptr<Model> load(
     const std::string& kv_rounding,
     const std::string& kernels,
     const std::string& isa,
-    int prefill_chunk) {
+    int prefill_chunk,
+    const std::string& observe) {
   const std::string path = to_path(path_object);
-  const LoadOptions options{backend, n_threads, kv_rounding, kernels, isa, prefill_chunk};
+  const LoadOptions options{backend, n_threads, kv_rounding, kernels, isa, prefill_chunk, observe};
   const WithoutGil release;
   return Model::load(path, options);
 }
@@ -60,6 +61,36 @@ BoundSession restore(
   const WithoutGil release;
   return {model.restore(
       {static_cast<const uint8_t*>(view.buf), static_cast<size_t>(view.len)}, options)};
+}
+
+nb::list take_inputs(Model& model) {
+  std::vector<InputStats> all;
+  {
+    const WithoutGil release;
+    all = model.take_inputs();
+  }
+  nb::list out;
+  for (InputStats& s : all) {
+    const size_t n = s.counts.size();
+    auto sums = to_numpy(std::move(s.sums), n, s.n_in);
+    out.append(nb::make_tuple(nb::str(s.name.c_str()), sums, to_numpy(std::move(s.counts), n)));
+  }
+  return out;
+}
+
+nb::list take_hidden(Model& model) {
+  std::vector<std::vector<float>> layers;
+  {
+    const WithoutGil release;
+    layers = model.take_hidden();
+  }
+  const ModelConfig& c = model.config();
+  nb::list out;
+  for (std::vector<float>& x : layers) {
+    const size_t n = x.size() / (static_cast<size_t>(c.hc_mult) * c.hidden_size);
+    out.append(to_numpy(std::move(x), n, c.hc_mult, c.hidden_size));
+  }
+  return out;
 }
 
 nb::object step(Model& model, nb::list inputs, const std::string& logits_name) {
@@ -115,11 +146,12 @@ void bind_model(nb::module_& m) {
           "kernels"_a,
           "isa"_a,
           "prefill_chunk"_a,
+          "observe"_a = "",
           "Maps the file and starts the threads. Releases the GIL.",
           nb::sig(
               "def load(path: str | os.PathLike[str], *, backend: str, n_threads: int, "
               "kv_rounding: str, kernels: str, "
-              "isa: str, prefill_chunk: int) -> Model"))
+              "isa: str, prefill_chunk: int, observe: str = '') -> Model"))
       .def(
           "config",
           [](const Model& model) { return config_dict(model.config()); },
@@ -132,6 +164,20 @@ void bind_model(nb::module_& m) {
             return model.trace();
           },
           "The dispatches of the last step, a line each: kernel, barrier, bytes that it reads.")
+      .def(
+          "take_inputs",
+          &take_inputs,
+          nb::sig(
+              "def take_inputs(self) -> list[tuple[str, numpy.typing.NDArray[numpy.float64], "
+              "numpy.typing.NDArray[numpy.int64]]]"),
+          "Per weight the sums of squares f64[n_matrices, n_in] of what it was multiplied with "
+          "since the last call, and how many rows. Of models loaded with observe='inputs'.")
+      .def(
+          "take_hidden",
+          &take_hidden,
+          nb::sig("def take_hidden(self) -> list[numpy.typing.NDArray[numpy.float32]]"),
+          "Per layer f32[n, n_streams, hidden] of the rows since the last call. Of models loaded "
+          "with observe='hidden'.")
       .def(
           "options",
           &options_dict,

@@ -26,6 +26,9 @@ void check_options(const LoadOptions& o) {
     throw InvalidArgument(
         "prefill_chunk is " + std::to_string(o.prefill_chunk) + "; expected 1..4096");
   }
+  if (!o.observe.empty() && o.observe != "inputs" && o.observe != "hidden") {
+    throw InvalidArgument("observe is '" + o.observe + "'; expected 'inputs' or 'hidden'");
+  }
 }
 
 }  // namespace
@@ -71,6 +74,13 @@ std::shared_ptr<Model> Model::load(const std::string& path, const LoadOptions& o
   }
   const bool exact = options.kernels == "exact";
   m.backend = make_backend(options.backend, {options.n_threads, exact, options.isa});
+  if (!options.observe.empty()) {
+    using What = Observer::What;
+    const What what = options.observe == "inputs" ? What::kInputs : What::kHidden;
+    auto observer = std::make_unique<Observer>(std::move(m.backend), what);
+    m.observer = observer.get();
+    m.backend = std::move(observer);
+  }
   m.options.backend = m.backend->name();
   std::vector<std::span<const uint8_t>> mappings;
   for (int i = 0; i < m.file->n_shards(); i++) {
@@ -98,6 +108,18 @@ std::string Model::device() const { return impl_->backend->description(); }
 std::string Model::trace() const {
   std::lock_guard lock(impl_->mutex);
   return impl_->backend->trace();
+}
+
+std::vector<InputStats> Model::take_inputs() {
+  std::lock_guard lock(impl_->mutex);
+  if (impl_->options.observe != "inputs") throw InvalidArgument("inputs are not observed");
+  return impl_->observer->take_inputs();
+}
+
+std::vector<std::vector<float>> Model::take_hidden() {
+  std::lock_guard lock(impl_->mutex);
+  if (impl_->options.observe != "hidden") throw InvalidArgument("hidden states are not observed");
+  return impl_->observer->take_hidden();
 }
 
 uint64_t Model::scratch_bytes() const { return impl_->scratch_bytes; }

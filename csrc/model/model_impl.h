@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "backend/observer.h"
 #include "grebe.h"
 #include "model/forward.h"
 #include "session/kv_state.h"
@@ -25,6 +26,7 @@ struct Model::Impl {
   std::shared_ptr<const Tokenizer> tokenizer;
   std::string fingerprint;
   std::unique_ptr<Backend> backend;
+  Observer* observer = nullptr;  // the backend, when it observes
   std::unique_ptr<KvLayout> layout;
   int pid = 0;       // of the process that loaded it and has its threads
   std::mutex mutex;  // one step at a time: scratch and threads are shared

@@ -316,7 +316,7 @@ class Model:
     """A loaded model; wrapped by grebe.Model."""
 
     @staticmethod
-    def load(path: str | os.PathLike[str], *, backend: str, n_threads: int, kv_rounding: str, kernels: str, isa: str, prefill_chunk: int) -> Model:
+    def load(path: str | os.PathLike[str], *, backend: str, n_threads: int, kv_rounding: str, kernels: str, isa: str, prefill_chunk: int, observe: str = '') -> Model:
         """Maps the file and starts the threads. Releases the GIL."""
 
     def config(self) -> dict[str, Any]:
@@ -325,6 +325,16 @@ class Model:
     def trace(self) -> str:
         """
         The dispatches of the last step, a line each: kernel, barrier, bytes that it reads.
+        """
+
+    def take_inputs(self) -> list[tuple[str, numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.int64]]]:
+        """
+        Per weight the sums of squares f64[n_matrices, n_in] of what it was multiplied with since the last call, and how many rows. Of models loaded with observe='inputs'.
+        """
+
+    def take_hidden(self) -> list[numpy.typing.NDArray[numpy.float32]]:
+        """
+        Per layer f32[n, n_streams, hidden] of the rows since the last call. Of models loaded with observe='hidden'.
         """
 
     def options(self) -> dict[str, Any]:

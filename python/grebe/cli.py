@@ -25,6 +25,7 @@ from .errors import (
     UnsupportedModelError,
 )
 from .quantize import command as quantize_command
+from .quantize import imatrix_command
 from .report import printable
 
 __all__ = ["main", "make_parser"]
@@ -60,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_doctor(commands_)
     cache_commands.add_parser(commands_)
     quantize_command.add_parser(commands_)
+    imatrix_command.add_parser(commands_, _positive)
     return parser
 
 

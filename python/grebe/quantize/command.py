@@ -45,7 +45,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "blk.4?.ffn_down_exps=q4_k; may be repeated, the last that matches decides",
     )
     parser.add_argument(
-        "--imatrix", type=Path, metavar="FILE", help="importance of the columns (.dat)"
+        "--imatrix",
+        type=Path,
+        metavar="FILE",
+        help="importance of the columns, from grebe imatrix or llama.cpp (GGUF or .dat)",
     )
     parser.add_argument(
         "--drafts",
