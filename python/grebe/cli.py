@@ -14,7 +14,14 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from . import agents_commands, cache_commands, chat_commands, commands, serve_commands
+from . import (
+    agents_commands,
+    cache_commands,
+    chat_commands,
+    commands,
+    compare_command,
+    serve_commands,
+)
 from .errors import (
     BackendUnavailableError,
     ContextOverflowError,
@@ -62,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     cache_commands.add_parser(commands_)
     quantize_command.add_parser(commands_)
     imatrix_command.add_parser(commands_, _positive)
+    compare_command.add_parser(commands_, _positive)
     return parser
 
 
