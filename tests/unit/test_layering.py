@@ -54,7 +54,7 @@ FORBIDDEN = {
 # The chat protocol is text and tokens: of the package it may know these, beside itself.
 CHAT_MAY_IMPORT = {"grebe.errors", "grebe.config", "grebe.stopping", "grebe.checks", "grebe.chat"}
 # The server sees the engine through jobs.JobRunner; these are behind it, or start it.
-SERVER_ENGINE_SIDE = {"worker", "running", "scheduler", "sessions", "stack", "run"}
+SERVER_ENGINE_SIDE = {"worker", "inbox", "running", "scheduler", "sessions", "stack", "run"}
 SERVER_MAY_IMPORT = {
     "grebe.errors", "grebe.config", "grebe.checks", "grebe.events", "grebe.stopping", "grebe.chat",
     "grebe.server",

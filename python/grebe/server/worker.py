@@ -8,7 +8,6 @@ import logging
 import math
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,13 @@ import numpy as np
 
 from ..errors import ContextOverflowError, InvalidArgumentError
 from ..generate import _sampler
-from .jobs import EngineFailed, Finished, Job, JobEvent, JobUsage, Loading, QueueFull
+from .inbox import Inbox
+from .jobs import EngineFailed, Finished, Job, JobEvent, JobUsage, QueueFull
 from .running import Running, Ticket
 from .scheduler import SLICE_TOKENS, Scheduler
 from .sessions import SessionPool
 from .streams import Channel, JobStream, Post
+from .tally import Tally
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,34 +80,23 @@ class EngineWorker:
     ) -> None:
         self.model, self.cache = model, cache
         self.n_ctx = model.config.max_context if n_ctx is None else n_ctx
-        self.max_waiting, self.max_running = max_waiting, max_running
+        self.max_running = max_running
+        self._inbox = Inbox(max_waiting)
         self._pool = SessionPool(
             model, cache=cache, n_ctx=self.n_ctx, ram_bytes=ram_bytes, max_idle=max_idle
         )
         self._scheduler = Scheduler(int(model.options["prefill_chunk"]), gap_s)
         self._post = Post()
-        self._wake = threading.Condition()
-        # Guarded by _wake.
-        self._waiting: deque[Ticket] = deque()
-        self._state = "loading"  # ready, stopping, stopped
-        self._stop_at = 0.0
         # Of the engine's thread; others only look.
         self._running: list[Running] = []
         self._thread = threading.Thread(target=self._main, name="grebe-engine", daemon=True)
-        self._started = time.monotonic()
-        self._job_s = 1.0  # moving average of how long a job runs
-        self._totals: Counter[str] = Counter()
-        self._ends: Counter[str] = Counter()
-        self._misses: Counter[str] = Counter()
-        self._prefill_s = self._decode_s = 0.0
-        self._last_error = ""
+        self._tally = Tally()
 
     # ---------------------------------------------------------------- in the event loop
 
     def start(self) -> EngineWorker:
         """Takes jobs from now on."""
-        with self._wake:
-            self._state = "ready"
+        self._inbox.open()
         self._thread.start()
         return self
 
@@ -133,28 +123,21 @@ class EngineWorker:
         sampler = _sampler(job.sampling, seed, n, vocab_size)  # as Session.generate draws
         channel = Channel(asyncio.get_running_loop())
         ticket = Ticket(job, channel, sampler, self.n_ctx, time.monotonic())
-        with self._wake:
-            if self._state != "ready":
-                raise Loading(f"the engine is {self._state}")
-            free = max(self.max_running - len(self._running), 0)  # about to be taken
-            if len(self._waiting) >= self.max_waiting + free:
-                self._totals["refused"] += 1
-                raise QueueFull(len(self._waiting), self._retry_after_s())
-            self._waiting.append(ticket)
-            self._wake.notify()
+        n_free = max(self.max_running - len(self._running), 0)
+        try:
+            self._inbox.put(ticket, n_free, self._retry_after_s)
+        except QueueFull:
+            self._tally.refused()
+            raise
         return JobStream(channel, lambda: self._cancel(ticket))
 
     def _cancel(self, ticket: Ticket) -> None:
-        ticket.channel.cancelled = True
-        with self._wake:
-            with contextlib.suppress(ValueError):  # it runs, or has ended
-                self._waiting.remove(ticket)
-                self._ends["cancelled"] += 1
-            self._wake.notify()
+        if self._inbox.cancel(ticket):  # else it runs, or has ended
+            self._tally.left()
 
-    def _retry_after_s(self) -> int:
+    def _retry_after_s(self, n_waiting: int) -> int:
         """When about half of those that wait will have left the queue."""
-        wait_s = self._job_s * len(self._waiting) / self.max_running / 2
+        wait_s = self._tally.job_s * n_waiting / self.max_running / 2
         return min(max(math.ceil(wait_s), 1), MAX_RETRY_AFTER_S)
 
     def stats(self) -> dict[str, Any]:
@@ -168,32 +151,18 @@ class EngineWorker:
             }
             for job in list(self._running)
         ]
-        totals = self._totals
         return {
-            "state": self._state,
-            "uptime_s": time.monotonic() - self._started,
+            **self._tally.stats(),
+            "state": self._inbox.state,
             "n_ctx": self.n_ctx,
-            "n_waiting": len(self._waiting),
+            "n_waiting": len(self._inbox),
             "n_running": len(running),
-            "max_waiting": self.max_waiting,
+            "max_waiting": self._inbox.max_waiting,
             "max_running": self.max_running,
             "running": running,
             "sessions": self._pool.describe(),
             "sessions_evicted": self._pool.n_evicted,
             "sessions_forked": self._pool.n_forked,
-            "jobs": totals["jobs"],
-            "jobs_refused": totals["refused"],
-            "jobs_failed": totals["failed"],
-            "finished": dict(self._ends),
-            "misses": dict(self._misses),
-            "prompt_tokens": totals["prompt"],
-            "cached_tokens": totals["cached"],
-            "prefilled_tokens": totals["prefilled"],
-            "completion_tokens": totals["completion"],
-            "steps": totals["steps"],
-            "prefill_s": self._prefill_s,
-            "decode_s": self._decode_s,
-            "last_error": self._last_error,
         }
 
     def close(self, timeout_s: float = 10.0) -> None:
@@ -202,11 +171,7 @@ class EngineWorker:
         Jobs that are still there then, and those in the queue, raise :class:`EngineFailed`.
         Twice is fine.
         """
-        with self._wake:
-            begun = self._state in ("ready", "stopping")
-            self._state = "stopping" if begun else "stopped"
-            self._stop_at = time.monotonic() + timeout_s
-            self._wake.notify()
+        begun = self._inbox.stop(timeout_s)
         if begun and self._thread is not threading.current_thread():
             self._thread.join()
 
@@ -234,12 +199,15 @@ class EngineWorker:
 
     def _next(self) -> bool:
         """One step, or a wait for something to do. False: the worker is to end."""
-        with self._wake:
-            stopping = self._state == "stopping"
-            if stopping and (not self._running or time.monotonic() >= self._stop_at):
-                return False
-            admitted = self._take(stopping)
-        for ticket in admitted:
+        stopping = self._inbox.state == "stopping"
+        if stopping and (not self._running or time.monotonic() >= self._inbox.stop_at):
+            return False
+        taken = self._inbox.take(self.max_running - len(self._running))
+        for ticket in taken.late:
+            self._give_up(ticket)
+        for ticket in taken.refused:
+            self._post.put(ticket.channel, EngineFailed("the server is shutting down"))
+        for ticket in taken.next:
             self._admit(ticket)
         now = time.monotonic()
         for job in list(self._running):
@@ -258,49 +226,29 @@ class EngineWorker:
             self._sleep()
         return True
 
-    def _take(self, stopping: bool) -> list[Ticket]:
-        """Tickets whose turn it is. The caller holds the lock."""
-        now, admitted = time.monotonic(), list[Ticket]()
-        if any(ticket.deadline <= now for ticket in self._waiting):
-            late = [ticket for ticket in self._waiting if ticket.deadline <= now]
-            for ticket in late:
-                self._waiting.remove(ticket)
-                self._give_up(ticket, now)
-        while stopping and self._waiting:
-            channel = self._waiting.popleft().channel
-            self._post.put(channel, EngineFailed("the server is shutting down"))
-        while self._waiting and len(self._running) + len(admitted) < self.max_running:
-            admitted.append(self._waiting.popleft())
-        return admitted
-
-    def _give_up(self, ticket: Ticket, now: float) -> None:
+    def _give_up(self, ticket: Ticket) -> None:
         """Ends a job that has never begun."""
-        self._ends["cancelled"] += 1
-        usage = JobUsage(len(ticket.job.tokens), 0, 0, queued_s=now - ticket.since)
+        self._tally.left()
+        queued_s = time.monotonic() - ticket.since
+        usage = JobUsage(len(ticket.job.tokens), 0, 0, queued_s=queued_s)
         deltas = ticket.job.sink.finish("cancelled")
         self._post.put(ticket.channel, Finished("cancelled", deltas, usage))
 
     def _sleep(self) -> None:
         """Waits until a job comes, one is cancelled, or a delay is over."""
-        with self._wake:
-            now = time.monotonic()
-            until = [job.ready_at for job in self._running if job.follows is None]
-            until += [job.ticket.deadline for job in self._running]
-            until += [ticket.deadline for ticket in self._waiting]
-            if self._state == "stopping":
-                until.append(self._stop_at)
-            news = (
-                (self._waiting and len(self._running) < self.max_running)
-                or any(job.channel.cancelled for job in self._running)
-                or (self._state == "stopping" and not self._running)
-            )
-            if not news:
-                delay = min(until, default=math.inf) - now
-                self._wake.wait(None if math.isinf(delay) else max(delay, 0.0))
+        until = [job.ready_at for job in self._running if job.follows is None]
+        until += [job.ticket.deadline for job in self._running]
+        n_free = self.max_running - len(self._running)
+        self._inbox.wait(min(until, default=math.inf), n_free, self._news)
+
+    def _news(self) -> bool:
+        if not self._running:
+            return self._inbox.state == "stopping"
+        return any(job.channel.cancelled for job in self._running)
 
     def _admit(self, ticket: Ticket) -> None:
         if ticket.channel.cancelled:
-            self._ends["cancelled"] += 1
+            self._tally.left()
             return
         job = ticket.job
         try:
@@ -316,7 +264,7 @@ class EngineWorker:
         if not running.echoes:
             self._find_leader(running)
         self._running.append(running)
-        self._totals["jobs"] += 1
+        self._tally.begun()
         self._post.put(running.channel, running.progress())
 
     def _find_leader(self, job: Running) -> None:
@@ -345,12 +293,7 @@ class EngineWorker:
         now = time.monotonic()
         n_read = sum(n for job, n in plan if job.reading)
         self._scheduler.measured(n_read, now - begin)
-        self._totals["steps"] += 1
-        self._totals["prefilled"] += n_read
-        if n_read:
-            self._prefill_s += now - begin
-        else:
-            self._decode_s += now - begin
+        self._tally.step(n_read, now - begin)
         for job, n, logits in done:
             try:
                 self._took(job, n, logits, now)
@@ -421,7 +364,7 @@ class EngineWorker:
 
     def _sample(self, job: Running, logits: NDArray[np.float32], now: float) -> None:
         event = job.sample(logits, now)
-        self._totals["completion"] += 1
+        self._tally.sampled()
         self._post.put(job.channel, event)
         if job.end is not None:
             self._end(job, job.end)
@@ -445,12 +388,7 @@ class EngineWorker:
             self._fail(job.channel, error)
             return
         self._post.put(job.channel, event)
-        self._ends[reason] += 1
-        usage = event.usage
-        self._totals["prompt"] += usage.prompt_tokens
-        self._totals["cached"] += usage.cached_tokens
-        self._misses[usage.miss] += 1
-        self._job_s = 0.9 * self._job_s + 0.1 * (now - job.started)
+        self._tally.ended(reason, event.usage, now - job.started)
 
     def _drop(self, job: Running, error: Exception) -> None:
         """The engine failed under a job: its state is not trusted any more."""
@@ -460,18 +398,15 @@ class EngineWorker:
 
     def _fail(self, channel: Channel, error: Exception) -> None:
         log.error("a job failed", exc_info=error)
-        self._totals["failed"] += 1
-        self._last_error = f"{type(error).__name__}: {error}"
-        failure = EngineFailed(self._last_error)
+        failure = EngineFailed(self._tally.failed(error))
         failure.__cause__ = error
         self._post.put(channel, failure)
 
     def _stop(self, why: str) -> None:
-        with self._wake:
-            self._state = "stopped"
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        for channel in [t.channel for t in waiting] + [job.channel for job in self._running]:
+        waiting = self._inbox.end()
+        for channel in [ticket.channel for ticket in waiting] + [
+            job.channel for job in self._running
+        ]:
             self._post.put(channel, EngineFailed(why))
         for job in self._running:
             with contextlib.suppress(Exception):
@@ -481,7 +416,7 @@ class EngineWorker:
         with contextlib.suppress(Exception):
             self._pool.close()
         if self.cache is not None:
-            left = max(self._stop_at - time.monotonic(), 5.0)
+            left = max(self._inbox.stop_at - time.monotonic(), 5.0)
             with contextlib.suppress(Exception):
                 self.cache.flush(left)
 
