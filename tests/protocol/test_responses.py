@@ -377,7 +377,7 @@ def test_the_events_of_a_turn_with_everything() -> None:
     assert last["response"]["output"] == [rs_done, msg_done, fc_done]
     assert last["response"]["usage"] == {
         "input_tokens": 100,
-        "input_tokens_details": {"cached_tokens": 40},
+        "input_tokens_details": {"cached_tokens": 40, "cache_write_tokens": 0},
         "output_tokens": 9,
         "output_tokens_details": {"reasoning_tokens": 3},
         "total_tokens": 109,
