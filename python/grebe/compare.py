@@ -87,7 +87,11 @@ def divergence(a: Doubles, b: Doubles) -> Doubles:
 
 
 def score_texts(
-    model: Model, texts: Sequence[str], n_ctx: int, max_tokens: int | None = None
+    model: Model,
+    texts: Sequence[str],
+    n_ctx: int,
+    max_tokens: int | None = None,
+    special: bool = False,
 ) -> list[list[int]]:
     """The windows of tokens of texts, BOS not included.
 
@@ -98,7 +102,7 @@ def score_texts(
         raise InvalidArgumentError(f"n_ctx is {n_ctx}; at least 2 is expected")
     windows, left = [], max_tokens
     for text in texts:
-        ids = model.tokenizer.encode(text)[:left]
+        ids = model.tokenizer.encode(text, special)[:left]
         left = None if left is None else left - len(ids)
         windows += [ids[i : i + n_ctx - 1] for i in range(0, len(ids), n_ctx - 1)]
     if not windows:
@@ -157,6 +161,7 @@ def compare(
     n_ctx: int = 2048,
     max_tokens: int | None = None,
     layers: bool = False,
+    special: bool = False,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> Comparison:
     """Runs both models over the texts, side by side.
@@ -169,13 +174,14 @@ def compare(
         max_tokens: of all texts together; None: all.
         layers: whether to compare hidden states; both models were then loaded with
             load_observed(path, "hidden").
+        special: whether markers such as <｜User｜> in a text are the tokens they stand for.
         on_progress: called with (tokens done, tokens in all).
 
     Raises:
         InvalidArgumentError: no text, or models of different tokenizers.
     """
     _check_same_tokens(a, b, texts)
-    windows = score_texts(a, texts, n_ctx, max_tokens)
+    windows = score_texts(a, texts, n_ctx, max_tokens, special)
     streams = _Layers((a, b)) if layers else None
     columns: list[list[Doubles]] = []
     total, done = sum(map(len, windows)), 0

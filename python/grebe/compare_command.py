@@ -40,6 +40,9 @@ def add_parser(
     )
     parser.add_argument("--ctx", type=positive, default=2048, metavar="N", help="default: 2048")
     parser.add_argument("--tokens", type=positive, metavar="N", help="of text (default: all)")
+    parser.add_argument(
+        "--special", action="store_true", help="markers in the texts are special tokens"
+    )
     parser.add_argument("--no-layers", action="store_true", help="leave hidden states out")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw a picture")
     parser.add_argument("--save-reference", type=Path, metavar="FILE.npz")
@@ -99,7 +102,7 @@ def _save(args: argparse.Namespace, path: str, texts: list[str]) -> None:
 
     with _load(args, path, "") as model, ProgressBar("cases", unit="") as bar:
         longest = min(args.ctx, 512)
-        cases = cases_of(model, [read_text(t) for t in texts], args.cases, longest)
+        cases = cases_of(model, [read_text(t) for t in texts], args.cases, longest, args.special)
         save_reference(model, cases, args.save_reference, bar)
     print(f"{printable(str(args.save_reference))}: {len(cases)} cases of {printable(path)}")
 
@@ -143,6 +146,7 @@ def _compare(args: argparse.Namespace, paths: list[str], texts: list[str]) -> No
             n_ctx=args.ctx,
             max_tokens=args.tokens,
             layers=layers,
+            special=args.special,
             on_progress=bar,
         )
     if args.plot is not None:

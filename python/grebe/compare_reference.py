@@ -57,14 +57,18 @@ class Score:
 
 
 def cases_of(
-    model: Model, texts: Sequence[str], n_cases: int = N_CASES, longest: int = 512
+    model: Model,
+    texts: Sequence[str],
+    n_cases: int = N_CASES,
+    longest: int = 512,
+    special: bool = False,
 ) -> list[list[int]]:
     """Pieces of the texts, evenly spread, of lengths from 4 to ``longest`` in equal ratios.
 
     Raises:
         InvalidArgumentError: the texts are too short for so many different cases.
     """
-    ids = [token for text in texts for token in model.tokenizer.encode(text)]
+    ids = [token for text in texts for token in model.tokenizer.encode(text, special)]
     longest = min(longest, len(ids) - n_cases)
     if n_cases < 1 or longest < SHORTEST:
         message = f"{len(ids)} tokens of text are too few for {n_cases} cases"

@@ -49,6 +49,7 @@ def collect(
     *,
     n_ctx: int = 2048,
     max_chunks: int | None = None,
+    special: bool = False,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> Iterator[Imatrix]:
     """Reads texts and yields, after each window, what has been seen so far.
@@ -59,6 +60,7 @@ def collect(
         n_ctx: tokens of a window, BOS included. Beyond 4 x index_top_k tokens the indexer works,
             and its weights are seen too.
         max_chunks: windows to read; None: all.
+        special: whether markers such as <｜User｜> in a text are the tokens they stand for.
         on_progress: called with (tokens done, tokens in all).
 
     Raises:
@@ -68,7 +70,7 @@ def collect(
         raise InvalidArgumentError(f"n_ctx is {n_ctx}; at least 2 is expected")
     windows: list[tuple[str, list[int]]] = []
     for name, text in texts:
-        ids = model.tokenizer.encode(text)
+        ids = model.tokenizer.encode(text, special)
         windows += [(name, ids[i : i + n_ctx - 1]) for i in range(0, len(ids), n_ctx - 1)]
     windows = windows[:max_chunks]
     if not windows:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..progress import ProgressBar
 from ..report import columns, printable, size
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
+WINDOW_SECONDS = 60.0  # that the rate is taken over
 SHOWN_NAMES = 5
 RECIPES = ("q2", "q2-q4", "q2-fast", "q4", "q8", "mxfp4", "native", "bf16", "f32")
 
@@ -64,28 +66,57 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--json", action="store_true")
 
 
-class _Progress:
-    """The bar on a terminal, else a line now and then."""
+class Progress:
+    """How much is done, at what rate and for how long yet, on stderr.
 
-    def __init__(self, label: str) -> None:
-        self._bar = ProgressBar(label, unit="MB")
-        self._start = self._last = time.monotonic()
-        self._first: int | None = None
+    On a terminal a line that redraws itself, else one now and then. The rate is that of the last
+    minute: an earlier run's part is only read, and types differ.
+
+    Example:
+        >>> times = iter([0.0, 10.0, 20.0])
+        >>> progress = Progress(clock=lambda: next(times))
+        >>> progress.line(900_000_000, 2_000_000_000), progress.line(1_000_000_000, 2_000_000_000)
+        ('900 MB of 2.00 GB', '1.00 GB of 2.00 GB, 10.0 MB/s, 1:40 left')
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+        self._live = sys.stderr.isatty()
+        self._next = clock() + (1.0 if self._live else LINE_SECONDS)
+        self._drawn = False
+
+    def line(self, done: int, total: int) -> str:
+        """The text; notes the time."""
+        now = self._clock()
+        self._seen.append((now, done))
+        while self._seen[0][0] < now - WINDOW_SECONDS:
+            self._seen.popleft()
+        (then, before), text = self._seen[0], f"{size(done)} of {size(total)}"
+        if now <= then or done <= before:
+            return text
+        rate = (done - before) / (now - then)
+        minutes, seconds = divmod(round((total - done) / rate), 60)
+        return f"{text}, {size(rate)}/s, {minutes}:{seconds:02} left"
 
     def __call__(self, done: int, total: int) -> None:
-        self._bar(done // 1_000_000, total // 1_000_000)
-        now = time.monotonic()
-        if self._first is None:
-            self._first = done
-        if sys.stderr.isatty() or now - self._last < LINE_SECONDS:
+        """Shows that ``done`` of ``total`` bytes are done."""
+        text = self.line(done, total)
+        if self._seen[-1][0] < self._next:
             return
-        self._last = now
-        rate = (done - self._first) / (now - self._start)
-        left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
-        print(f"{size(done)} of {size(total)}, {size(rate)}/s{left}", file=sys.stderr, flush=True)
+        self._next = self._seen[-1][0] + (0.2 if self._live else LINE_SECONDS)
+        self._drawn = self._live
+        print(
+            f"\r{text}\x1b[K" if self._live else text,
+            end="" if self._live else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
-        self._bar.close()
+        """Clears the line."""
+        if self._drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -102,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
         n_threads=args.threads,
         overwrite=args.overwrite,
     )
-    progress = _Progress("quantizing")
+    progress = Progress()
     try:
         report = quantize(args.folder, args.out, options, on_progress=progress)
     finally:

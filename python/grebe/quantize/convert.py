@@ -446,7 +446,9 @@ def quantize(
         report.ignored = [
             n
             for n in checkpoint.tensors
-            if n not in used and not (n.endswith(".scale") and f"{n[:-5]}weight" in used)
+            if n not in used
+            and not (n.endswith(".scale") and f"{n[:-5]}weight" in used)
+            and (options.drafts != "sidecar" or n.startswith("mtp."))
         ]
         entries = [Entry(o.name, TYPES[o.dtype][0], o.shape, o.n_bytes) for o in outputs]
         head, offsets = header(_keys(checkpoint, options), entries)

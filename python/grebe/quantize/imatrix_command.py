@@ -66,6 +66,9 @@ def add_parser(
         "--ctx", type=positive, default=2048, metavar="N", help="tokens of a window (2048)"
     )
     parser.add_argument("--chunks", type=positive, metavar="N", help="windows (default: all)")
+    parser.add_argument(
+        "--special", action="store_true", help="markers in the texts are special tokens"
+    )
     parser.add_argument("--threads", type=positive, metavar="N", help="default: all cores")
     parser.add_argument("--kernels", choices=("fast", "exact"), default="fast")
     parser.add_argument("--json", action="store_true")
@@ -122,7 +125,12 @@ def _collect(args: argparse.Namespace, earlier: Imatrix) -> Imatrix:
     with model, ProgressBar("imatrix") as bar:
         saved = time.monotonic()
         for result in collect(
-            model, texts, n_ctx=args.ctx, max_chunks=args.chunks, on_progress=bar
+            model,
+            texts,
+            n_ctx=args.ctx,
+            max_chunks=args.chunks,
+            special=args.special,
+            on_progress=bar,
         ):
             if time.monotonic() - saved > SAVE_SECONDS:
                 _with(earlier, result).write(args.out)
