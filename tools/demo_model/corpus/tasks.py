@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from corpus.chat import ASSIST, BOS, EOS, ETH, TH, dsml, render
 from corpus.code import code
@@ -61,23 +61,37 @@ def _story_chat(r: Random, *, long: bool) -> list[Turn]:
     return turns
 
 
-def task_doc(r: Random, fill: Filler) -> tuple[str, str]:
-    """One document: its kind and its text."""
+class Chat(NamedTuple):
+    """A conversation before it is rendered; the fields are the arguments of `render`."""
+
+    turns: list[Turn]
+    system: str
+    tools: list[dict[str, Any]] | None
+    thinking: bool
+    effort: str
+
+
+def draw(r: Random, fill: Filler) -> tuple[str, Chat | str]:
+    """One document: its kind, and a chat or a bare text."""
     k = r.random()
     system = r.choice(SYSTEMS) if r.random() < 0.35 else ""
     think = r.random() < 0.35
     effort = r.choice(["low", "low", "high", "high", "high", "max"])
+
+    def chat(turns: list[Turn]) -> Chat:
+        return Chat(turns, system, None, think, effort)
+
     if k < 0.33:
-        return "chat", render(_chat(r, fill), system, None, think, effort)
+        return "chat", chat(_chat(r, fill))
     if k < 0.60:
         long = k >= 0.46
         if r.random() < 0.2:  # the bare story: what follows "Once upon a time" without a chat
-            return "story", BOS + (tale(r) if long else story(r))[1] + EOS
-        return "story", render(_story_chat(r, long=long), system, None, think, effort)
+            return "story", (tale(r) if long else story(r))[1]
+        return "story", chat(_story_chat(r, long=long))
     if k < 0.69:
         text, qa = world(r)
         if not qa:
-            return task_doc(r, fill)
+            return draw(r, fill)
         (q, a), *others = r.sample(qa, min(len(qa), r.randrange(1, 4)))
         turns: list[Turn] = [
             ("user", text + " " + q),
@@ -85,28 +99,30 @@ def task_doc(r: Random, fill: Filler) -> tuple[str, str]:
         ]
         for q, a in others:
             turns += [("user", q), ("assistant", "Follow the moves one by one.", a, None)]
-        return "world", render(turns, system, None, think, effort)
+        return "world", chat(turns)
     if k < 0.80:
         turns, tools, think = tool_chat(r)
-        return "tool", render(turns, system, tools, think, effort)
+        return "tool", Chat(turns, system, tools, think, effort)
     if k < 0.86:
         q, thought, a, source = code(r)
         if r.random() < 0.3:
-            return "code", BOS + source + "\n" + EOS
-        return "code", render(
-            [("user", q), ("assistant", thought, a, None)], system, None, think, effort
-        )
+            return "code", source + "\n"
+        return "code", chat([("user", q), ("assistant", thought, a, None)])
     if k < 0.92:
         n_chars = int(
             600 * 2 ** (r.random() * 5)
         )  # 600 .. 19200 characters, about 150 .. 5000 tokens
         if r.random() < 0.12:
             n_chars = r.randrange(19000, 30000)
-        return "recall", render(recall(r, fill, n_chars)[0], system, None, think, effort)
+        return "recall", chat(recall(r, fill, n_chars)[0])
     q, thought, a = copytask(r, fill)
-    return "copy", render(
-        [("user", q), ("assistant", thought or "Copy it.", a, None)], system, None, think, effort
-    )
+    return "copy", chat([("user", q), ("assistant", thought or "Copy it.", a, None)])
+
+
+def task_doc(r: Random, fill: Filler) -> tuple[str, str]:
+    """One document: its kind and its text."""
+    kind, drawn = draw(r, fill)
+    return kind, BOS + drawn + EOS if isinstance(drawn, str) else render(*drawn)
 
 
 def graded_questions(r: Random, fill: Filler) -> list[dict[str, Any]]:

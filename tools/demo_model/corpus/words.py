@@ -126,7 +126,7 @@ def is_girl(name: str) -> bool:
 
 
 def with_article(word: str) -> str:
-    return ("an " if word[0] in "aeiou" else "a ") + word
+    return ("an " if word[0] in "aeiou" and word != "user" else "a ") + word
 
 
 def words_num(n: int) -> str:
