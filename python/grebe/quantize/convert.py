@@ -5,49 +5,37 @@ was killed is continued from there: what is on disk is read once for the hashes,
 as if nothing had happened, and the bytes are the same. At the end the manifest is written and
 OUT.partial renamed, so a file with the final name is always whole.
 
-Memory: a few pieces of PIECE_WEIGHTS weights, whatever the size of the model.
+Memory: a few pieces (outputs.PIECE_WEIGHTS), whatever the size of the model.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
-import json
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .. import _engine
-from ..errors import FormatError, InvalidArgumentError, StorageError
+from ..errors import FormatError, StorageError
 from . import metadata
-from .checkpoint import TILE, Checkpoint, fp4_to_mxfp4
+from .checkpoint import Checkpoint
 from .gguf_file import ALIGNMENT, Entry, header, key
 from .imatrix import read_imatrix
-from .layout import Target, draft_targets, model_targets
-from .recipes import KEEP, TYPES, Rule, choose, fitting, recipe
+from .layout import draft_targets, model_targets
+from .outputs import Output, Piece, check_experts, plan_outputs, spans
+from .partial_file import PartialFile
+from .pieces import PLAIN, Floats, Importance, narrow, numbers
+from .recipes import TYPES, Rule, recipe
 
 __all__ = ["Options", "Report", "quantize"]
 
-PIECE_WEIGHTS = 8 << 20  # one expert of the full model
 LOOK_AHEAD = 2  # pieces that are read and widened while one is quantized
-JOURNAL_BYTES = 256 << 20  # between two notes in the journal; each waits for the disk
-HASH_BYTES = 16 << 20
 DRAFT_ARCHITECTURE = "deepseek4_mtp_support"
-PLAIN = {"F32": "<f4", "F16": "<f2"}
-
-Floats = NDArray[np.float32]
-Importance = dict[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -96,147 +84,6 @@ class Report:
     ignored: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Output:
-    """A tensor of the file; an FP8 matrix that is kept is two, codes and scales."""
-
-    target: Target
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    what: str  # "weights", "codes", "scales"
-
-    @property
-    def n_bytes(self) -> int:
-        """Size of the data, without padding."""
-        _, block, size = TYPES[self.dtype]
-        return int(np.prod(self.shape, dtype=np.int64)) // block * size
-
-
-# ---------------------------------------------------------------- the plan
-
-
-def _kept(kind: str) -> str:
-    return {"fp8": "FP8", "fp4": "MXFP4"}.get(kind, kind.upper())
-
-
-def plan_outputs(
-    checkpoint: Checkpoint, targets: Sequence[Target], rules: tuple[Rule, ...], report: Report
-) -> list[Output]:
-    """Types of all tensors."""
-    outputs: list[Output] = []
-    for t in targets:
-        kind = checkpoint.kind(t.sources[0])
-        if kind in ("i64", "i32"):
-            dtype = "I32"
-        elif len(t.shape) == 1:
-            dtype = "F32"
-        else:
-            wanted = choose(rules, t.name)
-            dtype = fitting(wanted, t.shape[-1])
-            if dtype != wanted:
-                report.fallbacks.append(f"{t.name}: {dtype} instead of {wanted}")
-            if dtype == KEEP:
-                dtype = _kept(kind)
-            if t.name.endswith("_ape.weight") and dtype not in ("F32", "F16", "BF16"):
-                dtype = "F16"  # added, not multiplied: no engine reads it quantized
-        if dtype == "FP8":
-            tiles = tuple(-(-n // TILE) for n in t.shape[-2:])
-            scales = t.name.removesuffix("weight") + "scale"
-            outputs.append(Output(t, t.name, "I8", t.shape, "codes"))
-            outputs.append(Output(t, scales, "I8", (*t.shape[:-2], *tiles), "scales"))
-        elif dtype in TYPES:
-            outputs.append(Output(t, t.name, dtype, t.shape, "weights"))
-        else:
-            message = f"{t.name}: {t.sources[0]} is {dtype}, which no GGUF tensor can be"
-            raise FormatError(message, str(checkpoint.folder))
-    return outputs
-
-
-def _check_experts(outputs: Sequence[Output]) -> None:
-    types = {o.name: o.dtype for o in outputs}
-    for name, dtype in types.items():
-        up = name.replace("ffn_gate_exps", "ffn_up_exps")
-        if up != name and types.get(up) != dtype:
-            message = f"{name} would be {dtype} and {up} {types.get(up)}; they must be the same"
-            raise InvalidArgumentError(message)
-
-
-# ---------------------------------------------------------------- pieces
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Rows [begin, end) of one source of an output."""
-
-    output: Output
-    source: str
-    i_source: int
-    begin: int
-    end: int
-
-
-def pieces_of(output: Output) -> Iterator[Piece]:
-    """In the order of the file; pieces of FP8 begin where a tile does."""
-    t = output.target
-    shape = t.shape[1:] if t.stacked else t.shape
-    n_rows = shape[0]
-    n_in = shape[1] if len(shape) > 1 else 1
-    step = n_rows
-    if output.what != "scales":
-        step = max(TILE, PIECE_WEIGHTS // n_in // TILE * TILE)
-    for i, source in enumerate(t.sources):
-        for begin in range(0, n_rows, step):
-            yield Piece(output, source, i, begin, min(n_rows, begin + step))
-
-
-def _numbers(checkpoint: Checkpoint, p: Piece) -> bytes | Floats:
-    """Reads a piece: the final bytes where nothing is computed, else its weights."""
-    o = p.output
-    kind = checkpoint.kind(p.source)
-    if o.what == "codes":
-        return checkpoint.codes(p.source, p.begin, p.end).tobytes()
-    if o.what == "scales":
-        return checkpoint.scales(p.source, p.begin, p.end).tobytes()
-    if o.dtype == "I32":
-        ids = checkpoint.codes(p.source, p.begin, p.end)
-        wide = ids.view("<i8" if kind == "i64" else "<i4")
-        if wide.size and (wide.min() < 0 or wide.max() >= 2**31):
-            raise FormatError(f"{p.source} has numbers that are no expert's", p.source)
-        return wide.astype("<i4").tobytes()
-    if o.dtype == "MXFP4" and kind == "fp4":
-        codes = checkpoint.codes(p.source, p.begin, p.end)
-        return fp4_to_mxfp4(codes, checkpoint.scales(p.source, p.begin, p.end)).tobytes()
-    if o.dtype == "BF16" and kind == "bf16":
-        return checkpoint.codes(p.source, p.begin, p.end).tobytes()
-    return checkpoint.f32(p.source, p.begin, p.end)
-
-
-def _narrow(p: Piece, x: Floats, importance: Importance, n_threads: int) -> bytes:
-    """Weights to the type of the file."""
-    o = p.output
-    if o.dtype == "BF16":
-        return _engine.f32_to_bf16(np.ascontiguousarray(x).reshape(-1)).tobytes()
-    if o.dtype in PLAIN:
-        with np.errstate(over="ignore"):
-            narrow = x.astype(PLAIN[o.dtype])
-        if not np.isfinite(narrow).all():
-            raise FormatError(f"{p.source} has weights that {o.dtype} cannot hold", p.source)
-        return narrow.tobytes()
-    weights = importance.get(o.name)
-    n_in = o.shape[-1]
-    if weights is not None:
-        rows = weights.reshape(-1, n_in)
-        weights = np.ascontiguousarray(rows[p.i_source if len(rows) > 1 else 0])
-    try:
-        data = _engine.quantize(
-            o.dtype, np.ascontiguousarray(x.reshape(-1, n_in)), weights, n_threads=n_threads
-        )
-    except InvalidArgumentError as error:
-        raise FormatError(f"{p.source}, rows from {p.begin}: {error}", p.source) from None
-    return data.tobytes()
-
-
 def _check_importance(outputs: Sequence[Output], importance: Importance, report: Report) -> None:
     for o in outputs:
         if o.dtype in PLAIN or o.dtype in ("BF16", "I8", "I32"):
@@ -252,124 +99,6 @@ def _check_importance(outputs: Sequence[Output], importance: Importance, report:
                 f"{n_experts} x {n_in}"
             )
             raise FormatError(message)
-
-
-# ---------------------------------------------------------------- the file
-
-
-class PartialFile:
-    """OUT.partial and its journal, with the hashes of what was written."""
-
-    def __init__(self, path: Path, plan: str, total: int) -> None:
-        self.path = path
-        self.partial = path.with_name(path.name + ".partial")
-        self.journal = path.with_name(path.name + ".journal")
-        self.sha256 = hashlib.sha256()
-        self.position = 0
-        self._noted = 0
-        try:
-            self._file = FileIO(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644), "r+")
-        except OSError as error:
-            raise self._failed(error) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            safe = self._safe_bytes(plan)
-            free = shutil.disk_usage(self.partial.parent).free
-            on_disk = os.fstat(self._file.fileno()).st_blocks * 512
-            if total > free + on_disk:
-                message = f"{self.partial}: needs {total} bytes; {free + on_disk} are free"
-                raise StorageError(message, str(self.partial), errno.ENOSPC)
-            self._file.truncate(safe)
-            self._log = self.journal.open("a" if safe else "w", encoding="utf-8")
-            if safe == 0:
-                self._log.write(json.dumps({"plan": plan}) + "\n")
-                self._log.flush()
-            self.safe = safe
-        except BlockingIOError:
-            self._file.close()
-            message = f"{self.partial}: another grebe quantize is writing it"
-            raise StorageError(message, str(self.partial), errno.EAGAIN) from None
-        except OSError as error:
-            self._file.close()
-            raise self._failed(error) from None
-
-    def _failed(self, error: OSError) -> StorageError:
-        if isinstance(error, StorageError):
-            return error
-        message = f"{self.partial}: {error.strerror}"
-        if error.errno == errno.ENOSPC:
-            message += "; run the same command again when there is room"
-        return StorageError(message, str(self.partial), error.errno)
-
-    def _safe_bytes(self, plan: str) -> int:
-        """What an earlier run of the same plan left."""
-        try:
-            lines = self.journal.read_text(encoding="utf-8").splitlines(keepends=True)
-            entries = [json.loads(line) for line in lines if line.endswith("\n")]
-            if not entries or entries[0].get("plan") != plan:
-                return 0
-            safe = max((int(e["bytes"]) for e in entries[1:]), default=0)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return 0
-        return safe if safe <= os.fstat(self._file.fileno()).st_size else 0
-
-    def read_back(self, n_bytes: int) -> Iterator[bytes]:
-        """The next n_bytes of what an earlier run wrote, hashed; for the tensors' own hashes."""
-        while n_bytes > 0:
-            chunk = os.pread(self._file.fileno(), min(n_bytes, HASH_BYTES), self.position)
-            if not chunk:
-                raise StorageError(f"{self.partial}: was cut while in use", str(self.partial))
-            self.sha256.update(chunk)
-            self.position += len(chunk)
-            n_bytes -= len(chunk)
-            yield chunk
-
-    def write(self, data: bytes) -> None:
-        """Appends, and now and then makes sure that it is on disk and says so in the journal."""
-        self.sha256.update(data)
-        view = memoryview(data)
-        try:
-            while view:
-                n = os.pwrite(self._file.fileno(), view, self.position)
-                self.position += n
-                view = view[n:]
-            if self.position - self._noted >= JOURNAL_BYTES:
-                self.note()
-        except OSError as error:
-            raise self._failed(error) from None
-
-    def note(self) -> None:
-        """What is written so far survives from here on."""
-        os.fsync(self._file.fileno())
-        self._log.write(json.dumps({"bytes": self.position}) + "\n")
-        self._log.flush()
-        os.fsync(self._log.fileno())
-        self._noted = self.position
-
-    def finish(self, manifest: dict[str, Any]) -> None:
-        """Gives the file its name; the manifest first, so that no file is without."""
-        beside = self.path.with_name(self.path.name + ".json")
-        draft = self.path.with_name(self.path.name + ".json.partial")
-        try:
-            os.fsync(self._file.fileno())
-            with draft.open("w", encoding="utf-8") as out:
-                json.dump(manifest, out, indent=1)
-                out.write("\n")
-                out.flush()
-                os.fsync(out.fileno())
-            draft.replace(beside)
-            self.partial.replace(self.path)
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
-            self.journal.unlink()
-        except OSError as error:
-            raise self._failed(error) from None
-
-    def close(self) -> None:
-        """Leaves what is there for the next run."""
-        self._log.close()
-        self._file.close()
 
 
 # ---------------------------------------------------------------- all of it
@@ -437,8 +166,8 @@ def quantize(
                 raise FormatError(f"{folder}: the checkpoint has no draft layers", str(folder))
             targets += drafts
         rules = (*recipe(options.recipe, checkpoint.config["num_hidden_layers"]), *options.rules)
-        outputs = plan_outputs(checkpoint, targets, rules, report)
-        _check_experts(outputs)
+        outputs = plan_outputs(checkpoint, targets, rules, report.fallbacks)
+        check_experts(outputs)
         importance = read_imatrix(options.imatrix) if options.imatrix is not None else {}
         if options.imatrix is not None:
             _check_importance(outputs, importance, report)
@@ -498,26 +227,26 @@ def _write(
                 p = next(waiting, None)
                 if p is None:
                     return
-                ahead.append((p, pool.submit(_numbers, checkpoint, p)))
+                ahead.append((p, pool.submit(numbers, checkpoint, p)))
 
         try:
             refill()
             for o in outputs:
                 digest = hashlib.sha256()
-                for n_bytes, p in _spans(o):
+                for n_bytes, p in spans(o):
                     if file.position + n_bytes <= file.safe:
                         for chunk in file.read_back(n_bytes):
                             digest.update(chunk)
                     else:
                         ahead_p, future = ahead.popleft()
                         assert ahead_p == p
-                        numbers = future.result()
+                        data = future.result()
                         refill()
-                        if not isinstance(numbers, bytes):
-                            numbers = _narrow(p, numbers, importance, options.n_threads)
-                        assert len(numbers) == n_bytes
-                        digest.update(numbers)
-                        file.write(numbers)
+                        if not isinstance(data, bytes):
+                            data = narrow(p, data, importance, options.n_threads)
+                        assert len(data) == n_bytes
+                        digest.update(data)
+                        file.write(data)
                     if on_progress is not None:
                         on_progress(file.position, total)
                 padding = -o.n_bytes % ALIGNMENT
@@ -533,17 +262,6 @@ def _write(
     return hashes
 
 
-def _spans(o: Output) -> Iterator[tuple[int, Piece]]:
-    """Pieces with their bytes."""
-    _, block, size = TYPES[o.dtype]
-    for p in pieces_of(o):
-        rows = p.end - p.begin
-        if o.what == "scales":
-            rows = -(-p.end // TILE) - p.begin // TILE
-        n_in = o.shape[-1] if len(o.shape) > 1 else 1
-        yield rows * n_in // block * size, p
-
-
 def _missing(
     o: Output, file: PartialFile, outputs: Sequence[Output], n_head: int
 ) -> Iterator[Piece]:
@@ -553,7 +271,7 @@ def _missing(
         if other is o:
             break
         at += other.n_bytes + -other.n_bytes % ALIGNMENT
-    for n_bytes, p in _spans(o):
+    for n_bytes, p in spans(o):
         if at + n_bytes > file.safe:
             yield p
         at += n_bytes

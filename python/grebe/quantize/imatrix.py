@@ -187,13 +187,16 @@ def _datasets(raw: bytes) -> list[str]:
     if at < 0:
         return []
     at += 8 + len(name) + 8
-    (n,) = struct.unpack_from("<Q", raw, at)
-    at += 8
     out: list[str] = []
-    for _ in range(min(n, MOST_DATASETS)):
-        (size,) = struct.unpack_from("<Q", raw, at)
-        out.append(raw[at + 8 : at + 8 + size].decode("utf-8", "replace"))
-        at += 8 + size
+    try:
+        (n,) = struct.unpack_from("<Q", raw, at)
+        at += 8
+        for _ in range(min(n, MOST_DATASETS)):
+            (size,) = struct.unpack_from("<Q", raw, at)
+            out.append(raw[at + 8 : at + 8 + size].decode("utf-8", "replace"))
+            at += 8 + size
+    except struct.error:  # the name stood in another key's text
+        return []
     return out
 
 
