@@ -22,7 +22,9 @@ from grebe.measure import negative_log_likelihood
 from grebe.progress import ProgressBar
 from grebe.report import columns, file_report, size, tensor_report
 
-COMMANDS = ("run", "inspect", "bench", "tokenize", "perplexity", "doctor")
+COMMANDS = (
+    "run", "inspect", "bench", "tokenize", "perplexity", "doctor", "quantize", "imatrix", "compare",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
