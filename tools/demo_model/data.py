@@ -71,19 +71,25 @@ def save(file: Path, tokens: np.ndarray) -> None:
     beside.rename(file)
 
 
+def book_filler(folder: Path) -> Filler:
+    """What generated text quotes from: paragraphs of both parts of the books."""
+    return Filler(
+        [
+            p
+            for part in ("books", "books2")
+            for text in read_documents(find_part(folder, part))
+            for p in text.split("\n\n")
+            if 120 < len(p) < 1200
+        ]
+    )
+
+
 def make_shard(folder: Path, tokenizer_file: Path, cache: Path, seed: int, k: int) -> None:
-    """Shard k of the generated text. Its quotations come from both parts of the books."""
+    """Shard k of the generated text."""
     file = cache / f"tasks-{k:03d}.npy"
     if file.exists():
         return
-    paragraphs = [
-        p
-        for part in ("books", "books2")
-        for text in read_documents(find_part(folder, part))
-        for p in text.split("\n\n")
-        if 120 < len(p) < 1200
-    ]
-    filler, r = Filler(paragraphs), Random(f"{seed} {k}")
+    filler, r = book_filler(folder), Random(f"{seed} {k}")
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     save(file, encode(tokenizer, (task_doc(r, filler)[1] for _ in range(DOCS_PER_SHARD))))
 

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from data import find_part, read_documents
+from corpus.tasks import task_doc
+from data import book_filler, find_part, read_documents
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
 VOCAB_SIZE, N_TAIL = 8192, 64
 HEAD = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"]
-SHARES = {"books": 0.35, "books2": 0.15, "pycode": 0.8, "tasks": 0.4}  # of the documents of a part
+SHARES = {"books": 0.35, "books2": 0.15, "pycode": 0.8}  # of the documents of a part
+N_TASKS = 20000  # generated documents
 
 
 def tail_of(v4: dict) -> list[str]:
@@ -34,20 +36,25 @@ def tail_of(v4: dict) -> list[str]:
     return tail + [f"<｜place▁holder▁no▁{i}｜>" for i in range(N_TAIL - len(tail))]
 
 
-def texts(folder: Path, special: list[str]) -> Iterator[str]:
+def documents(folder: Path) -> Iterator[str]:
     r = Random(1)
     for part, share in SHARES.items():
-        for text in read_documents(find_part(folder, part)):
-            if r.random() < share:
-                for s in special:
-                    text = text.replace(s, "\n")
-                yield text
+        yield from (text for text in read_documents(find_part(folder, part)) if r.random() < share)
+    filler = book_filler(folder)
+    yield from (task_doc(r, filler)[1] for _ in range(N_TASKS))
+
+
+def texts(folder: Path, special: list[str]) -> Iterator[str]:
+    for text in documents(folder):
+        for s in special:
+            text = text.replace(s, "\n")
+        yield text
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--v4", type=Path, required=True)
-    p.add_argument("--data", type=Path, required=True, help="books, books2, pycode, tasks")
+    p.add_argument("--data", type=Path, required=True, help="books, books2, pycode")
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
     source = Tokenizer.from_file(str(a.v4))

@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--compile", action="store_true")
     p.add_argument("--recompute", action="store_true", help="less memory, a third more time")
     p.add_argument("--call-seconds", type=float, default=1e9, help="stop then, state saved")
-    p.add_argument("--seconds", type=float, default=1e9, help="of training, if --steps take longer")
+    p.add_argument("--seconds", type=float, default=1e9, help="in all, if --steps take longer")
     p.add_argument("--save-every", type=float, default=180, help="seconds between saved states")
     p.add_argument("--warm", type=Path, help="an exported checkpoint to begin from")
     p.add_argument("--warm-step", type=int, default=0, help="the step at which it was exported")
@@ -116,6 +116,7 @@ class Trainer:
         if a.warm:
             self.model.load_state_dict(checkpoint.load_model(a.warm).state_dict())
         self.first_step = a.warm_step  # of these optimiser states, which want a slow start
+        self.compiling = 0.0  # seconds, part of self.seconds
         if a.resume:
             self.load()
         if a.compile:
@@ -139,6 +140,7 @@ class Trainer:
             "n_tokens": self.n_tokens,
             "seconds": self.seconds,
             "first_step": self.first_step,
+            "compiling": self.compiling,
         }
         beside = self.a.out / "last.part.pt"
         torch.save(state, beside)
@@ -151,6 +153,7 @@ class Trainer:
             o.load_state_dict(s)
         self.step, self.n_tokens = state["step"], state["n_tokens"]
         self.seconds, self.first_step = state["seconds"], state["first_step"]
+        self.compiling = state["compiling"]
 
     def export(self) -> None:
         """The checkpoint so far, under its name only when it is whole."""
@@ -166,6 +169,9 @@ class Trainer:
         a = self.a
         start, before, saved = time.monotonic(), self.seconds, time.monotonic()
         self.model.train()
+        if a.compile:
+            self.compile_ahead()
+            self.seconds = before + time.monotonic() - start
         while self.done() < 1:
             if time.monotonic() - saved > a.save_every:
                 self.save()
@@ -203,7 +209,8 @@ class Trainer:
 
     def done(self) -> float:
         """Share of the run that lies behind: of its steps or of its time, whichever is more."""
-        return max(self.step / self.a.steps, self.seconds / self.a.seconds)
+        of_time = (self.seconds - self.compiling) / max(1.0, self.a.seconds - self.compiling)
+        return max(self.step / self.a.steps, of_time)
 
     def learning_rate(self) -> float:
         """Share of the peak: short rise, constant, linear fall to 2 % from 40 % of the steps on."""
@@ -217,8 +224,22 @@ class Trainer:
             for group, peak in zip(o.param_groups, peaks, strict=True):
                 group["lr"] = peak * self.learning_rate()
         rng = np.random.default_rng([a.seed, self.step])
-        length = self.seq_length()
         dense_share = a.dense if self.done() >= a.select_from else 1.0
+        sums, loads = self.accumulate(rng, self.seq_length(), dense_share)
+        # Clipped apart: a burst of the indexer's loss must not scale the language gradient down.
+        norm = torch.nn.utils.clip_grad_norm_(self.language_parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.index_parameters, 1.0)
+        for o in self.optimizers:
+            o.step()
+        model.zero_grad(set_to_none=True)
+        self.balance(loads)
+        return {"loss": sums[0], "draft_loss": sums[1], "index_kl": sums[2], "grad_norm": norm}
+
+    def accumulate(
+        self, rng: np.random.Generator, length: int, dense_share: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients of one step's windows -> the three losses, tokens per expert of every block."""
+        a, model = self.a, self.model
         n_micro = max(1, a.tokens // a.micro)
         n_windows = max(1, a.tokens // n_micro // length)
         sums, loads = torch.zeros(3, device=self.device), None
@@ -235,14 +256,20 @@ class Trainer:
             micro_loads = torch.stack(out.loads).detach()
             loads = micro_loads if loads is None else loads + micro_loads
             self.n_tokens += n_windows * length
-        # Clipped apart: a burst of the indexer's loss must not scale the language gradient down.
-        norm = torch.nn.utils.clip_grad_norm_(self.language_parameters, 1.0)
-        torch.nn.utils.clip_grad_norm_(self.index_parameters, 1.0)
-        for o in self.optimizers:
-            o.step()
-        model.zero_grad(set_to_none=True)
-        self.balance(loads)
-        return {"loss": sums[0], "draft_loss": sums[1], "index_kl": sums[2], "grad_norm": norm}
+        return sums, loads
+
+    def compile_ahead(self) -> None:
+        """Compile for both lengths before the schedule begins, which would else skip what it takes."""
+        start, n_tokens = time.monotonic(), self.n_tokens
+        self.model.rotations(self.a.long_seq, self.device)  # one table for both
+        for length in (self.a.seq, self.a.long_seq):
+            if length == self.a.long_seq or self.done() < self.a.long_from:
+                sums, _ = self.accumulate(np.random.default_rng(0), length, 0.5)
+                sums.tolist()  # waits for the GPU
+                self.model.zero_grad(set_to_none=True)
+        self.n_tokens = n_tokens
+        self.compiling += time.monotonic() - start
+        self.log({"compiled": round(time.monotonic() - start, 1)})
 
     @torch.no_grad()
     def balance(self, loads: torch.Tensor) -> None:
@@ -291,8 +318,9 @@ def main() -> None:
     trainer = Trainer(a)
     done = trainer.run()
     trainer.export()
-    if done:
-        trainer.finish()
+    if not done:
+        raise SystemExit(75)  # there is more to do: with --resume
+    trainer.finish()
 
 
 if __name__ == "__main__":
