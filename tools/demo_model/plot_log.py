@@ -18,7 +18,7 @@ import numpy as np
 
 def smooth(y: list[float], n: int = 15) -> np.ndarray:
     """Mean of n neighbours, fewer at the ends."""
-    kernel = np.ones(n)
+    kernel = np.ones(min(n, len(y)))
     return np.convolve(y, kernel, "same") / np.convolve(np.ones(len(y)), kernel, "same")
 
 
@@ -35,10 +35,10 @@ def draw_losses(ax: plt.Axes, rows: list[dict]) -> None:
         ax.plot(
             x, [r["held_out"][part] for r in held], "o--", ms=3, lw=0.8, label=f"held-out {part}"
         )
-    long = next((r["tokens"] / 1e6 for r in steps if r["seq"] > steps[0]["seq"]), None)
+    long = next((r for r in steps if r["seq"] > steps[0]["seq"]), None)
     if long:
-        ax.axvline(long, color="0.6", lw=0.8, ls=":")
-        ax.text(long, 5.6, " 8192 tokens", fontsize=8)
+        ax.axvline(long["tokens"] / 1e6, color="0.6", lw=0.8, ls=":")
+        ax.text(long["tokens"] / 1e6, 5.6, f" {long['seq']} tokens", fontsize=8)
     ax.set(xlabel="million tokens", ylabel="nats per token", ylim=(1, 6), title="training")
     ax.legend(fontsize=8)
     kl = ax.twinx()
