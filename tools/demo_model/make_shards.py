@@ -24,6 +24,7 @@ def main() -> None:
     p.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     a = p.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+    os.nice(10)  # what train.py compiles meanwhile comes first
     a.cache.mkdir(parents=True, exist_ok=True)
     make = partial(make_shard, a.data, a.tokenizer, a.cache, a.seed)
     with ProcessPoolExecutor(a.jobs) as pool:
