@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .command_files import check_writable, read_text
 from .errors import GrebeError, InvalidArgumentError
 from .progress import ProgressBar
-from .quantize.imatrix_command import read_text
 from .report import columns, printable, size
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ def add_parser(
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="one or two MODEL.gguf, then texts; - is stdin"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="two models, then texts; one model with --save-reference or --against; - is stdin",
     )
     parser.add_argument("--ctx", type=positive, default=2048, metavar="N", help="default: 2048")
     parser.add_argument("--tokens", type=positive, metavar="N", help="of text (default: all)")
@@ -48,7 +51,7 @@ def add_parser(
     parser.add_argument("--save-reference", type=Path, metavar="FILE.npz")
     parser.add_argument("--against", type=Path, metavar="FILE.npz")
     parser.add_argument(
-        "--cases", type=positive, default=100, metavar="N", help="of --save-reference (100)"
+        "--cases", type=positive, metavar="N", help="of --save-reference (default: 100)"
     )
     parser.add_argument(
         "--max-kl", type=float, metavar="NATS", help="fail when the mean KL is larger"
@@ -75,20 +78,23 @@ def _load(args: argparse.Namespace, path: str, observe: str) -> Model:
 
 def run(args: argparse.Namespace) -> None:
     """Compares, saves or scores, and reports."""
-    models = [f for f in args.files if f.endswith(".gguf")]
-    texts = [f for f in args.files if not f.endswith(".gguf")]
     if args.save_reference is not None and args.against is not None:
         raise InvalidArgumentError("--save-reference and --against are two runs, not one")
     single = args.save_reference is not None or args.against is not None
-    if len(models) != (1 if single else 2):
-        wanted = "one model" if single else "two models"
-        raise InvalidArgumentError(f"{len(models)} files end in .gguf; {wanted} are expected")
-    if (not texts) != (args.against is not None):
+    if single and args.plot is not None:
+        raise InvalidArgumentError("--plot needs two models, side by side")
+    if args.cases is not None and args.save_reference is None:
+        raise InvalidArgumentError("--cases is of --save-reference")
+    n_models = 1 if single else 2
+    models, texts = args.files[:n_models], args.files[n_models:]
+    if args.against is not None and texts:
+        raise InvalidArgumentError("--against takes one model: the cases have their texts")
+    if args.against is None and not texts:
         raise InvalidArgumentError(
-            "texts are not needed: the cases of --against have theirs"
-            if texts
-            else "a text is expected"
+            f"{'a model' if single else 'two models'} and a text are expected"
         )
+    check_writable(args.plot)
+    check_writable(args.save_reference)
     if args.save_reference is not None:
         _save(args, models[0], texts)
     elif args.against is not None:
@@ -98,11 +104,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _save(args: argparse.Namespace, path: str, texts: list[str]) -> None:
-    from .compare_reference import cases_of, save_reference
+    from .compare_reference import N_CASES, cases_of, save_reference
 
+    contents = [read_text(t) for t in texts]
     with _load(args, path, "") as model, ProgressBar("cases", unit="") as bar:
         longest = min(args.ctx, 512)
-        cases = cases_of(model, [read_text(t) for t in texts], args.cases, longest, args.special)
+        cases = cases_of(model, contents, args.cases or N_CASES, longest, args.special)
         save_reference(model, cases, args.save_reference, bar)
     print(f"{printable(str(args.save_reference))}: {len(cases)} cases of {printable(path)}")
 
@@ -123,7 +130,8 @@ def _score(args: argparse.Namespace, path: str) -> None:
         print(
             f"{found.passed} of {found.n_cases} cases with the same choice; KL {found.kl_mean:.6f} "
             f"nats, at most {found.kl_max:.6f} (case {found.worst}); largest change of a likely "
-            f"log probability {found.max_difference:.4f}"
+            f"log probability {found.max_difference:.4f}; the reference is of "
+            f"{'the same' if found.same_weights else 'other'} weights"
         )
     _limit(args, found.kl_mean)
 
@@ -149,13 +157,13 @@ def _compare(args: argparse.Namespace, paths: list[str], texts: list[str]) -> No
             special=args.special,
             on_progress=bar,
         )
-    if args.plot is not None:
-        _plot(args.plot, f"{Path(paths[1]).name} against {Path(paths[0]).name}", found)
     if args.json:
         values = {"a": paths[0], "b": paths[1], "n_ctx": args.ctx, **asdict(found)}
         print(json.dumps(values))
     else:
         _report(paths, found)
+    if args.plot is not None:
+        _plot(args.plot, f"{Path(paths[1]).name} against {Path(paths[0]).name}", found)
     _limit(args, found.kl_mean)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 
+import grebe
 import numpy as np
 import pytest
-from grebe import cli, measure
+from grebe import cli, compare_reference, measure
 from grebe.compare import compare, divergence, log_softmax
 from grebe.compare_plot import svg
 from grebe.compare_reference import cases_of, save_reference, score
@@ -114,10 +115,47 @@ def test_saved_cases_find_a_change_and_nothing_else(pair, tmp_path):
     bad = score(b, tmp_path / "r.npz")
     assert bad.kl_mean > 1e-3
     assert bad.max_difference > 0.1
-    with pytest.raises(InvalidArgumentError, match="tokens; the model has"):
-        score(models.load("tiny_gguf"), tmp_path / "r.npz")
+    assert (good.same_weights, bad.same_weights) == (True, False)
     with pytest.raises(InvalidArgumentError, match="too few for 100 cases"):
         cases_of(a, ["Short."])
+
+
+def test_what_is_not_kept_counts_as_one(pair, tmp_path, monkeypatch):
+    """KL over the likeliest tokens and the rest is at most that over all, and hardly less."""
+    a, b = pair
+    cases = cases_of(a, [TEXT * 3], 9, longest=60)
+    save_reference(a, cases, tmp_path / "all.npz")
+    monkeypatch.setattr(compare_reference, "N_KEPT", 64)
+    save_reference(a, cases, tmp_path / "some.npz")
+    assert (tmp_path / "some.npz").stat().st_size * 10 < (tmp_path / "all.npz").stat().st_size
+    every, some = (score(b, tmp_path / name) for name in ("all.npz", "some.npz"))
+    assert every.passed == some.passed
+    assert 0.5 * every.kl_mean < some.kl_mean <= every.kl_mean
+    expected = []
+    for tokens in cases:
+        logs = []
+        for m in pair:
+            session = m.session()
+            session.prefill(tokens)
+            logs.append(log_softmax(session.logits))
+        best = np.argsort(-logs[0])[:64]
+        p, q = (np.append(x, 1 - x.sum()) for x in (np.exp(row[best]) for row in logs))
+        expected.append((p * np.log(p / q)).sum())
+    assert some.kl_mean == pytest.approx(np.mean(expected), rel=1e-4)
+    assert score(a, tmp_path / "some.npz").kl_max <= 1e-10
+
+
+def test_a_reference_of_another_vocabulary_is_refused(pair, tmp_path, monkeypatch):
+    path = tmp_path / "r.npz"
+    save_reference(pair[0], [[0, 1, 2]], path)
+    with np.load(path) as stored:
+        fields = dict(stored)
+    np.savez(path, **{**fields, "tokens": np.array([0, 1, 10**6], np.int32)})
+    with pytest.raises(FormatError, match="beyond the vocabulary"):
+        score(pair[0], path)
+    np.savez(path, **{**fields, "vocabulary": np.array("0" * 64)})
+    with pytest.raises(InvalidArgumentError, match="another vocabulary"):
+        score(pair[0], path)
 
 
 def test_a_file_that_is_no_reference(pair, tmp_path):
@@ -133,7 +171,11 @@ def test_a_file_that_is_no_reference(pair, tmp_path):
         with pytest.raises(FormatError):
             score(pair[0], path)
     for change in (
-        {"version": np.int64(2)},
+        {"version": np.int64(1)},
+        {"kept": fields["kept"][:, ::-1] * 0},
+        {"kept": fields["kept"][:, 1:]},
+        {"rest": np.array([-0.1])},
+        {"rest": np.array([0.5])},
         {"lengths": np.array([9])},
         {"log_probabilities": fields["log_probabilities"] * np.float32(np.nan)},
         {"tokens": np.array([None])},
@@ -157,7 +199,7 @@ def test_the_picture_is_xml_with_a_curve_for_each_panel():
     assert len(ET.fromstring(svg("t", [], [0.0, 0.0])).findall(".//{*}polyline")) == 1
 
 
-def test_the_command(other, tmp_path, capsys):
+def test_the_command(other, tmp_path, capsys, monkeypatch):
     text = tmp_path / "t.txt"
     text.write_text(TEXT)
     a, b = str(EMBEDDED_MODEL), str(other)
@@ -180,6 +222,24 @@ def test_the_command(other, tmp_path, capsys):
     assert "9 of 9 cases" in capsys.readouterr().out
     assert cli.main(["compare", b, "--against", str(npz), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kl_mean"] > 0
-    for wrong in ([a, str(text)], [a, b], [a, b, str(text), "--against", str(npz)]):
-        assert cli.main(["compare", *wrong]) == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"caf\xe9")
+    nowhere = str(tmp_path / "none" / "x")
+    for wrong, reason in (
+        ([a, str(text)], "two models and a text"),
+        ([a, b], "two models and a text"),
+        ([a, b, str(text), "--against", str(npz)], "one model"),
+        ([a, str(text), "--save-reference", str(npz), "--against", str(npz)], "two runs"),
+        ([a, "--against", str(npz), "--plot", str(plot)], "needs two models"),
+        ([a, b, str(text), "--cases", "3"], "--save-reference"),
+        ([a, b, str(bad)], "bad.txt: not UTF-8 at byte 3"),
+        ([a, b, nowhere], "No such file"),
+        ([a, b, str(text), "--plot", nowhere], "No such file"),
+        ([a, b, str(text), "--plot", str(tmp_path)], "Is a directory"),
+        ([a, str(text), "--save-reference", nowhere], "No such file"),
+    ):
+        monkeypatch.setattr(grebe.Model, "session", None)  # it is found out before any work
+        assert cli.main(["compare", *wrong]) in {1, 2}
+        err = capsys.readouterr().err
+        assert reason in err
+        assert len(err.splitlines()) == 1

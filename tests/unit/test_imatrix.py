@@ -15,7 +15,7 @@ from grebe.model import EMBEDDED_MODEL
 from grebe.quantize.collect import collect, load_observed
 from grebe.quantize.imatrix import Imatrix, Squares, read_imatrix
 
-from tests.helpers import models, reference
+from tests.helpers import hf_to_gguf, models, reference
 from tests.helpers.tiny_gguf import Shape, tiny_model
 from tests.oracle.test_shapes import reference_model
 
@@ -97,6 +97,61 @@ def test_what_is_seen_is_what_the_reference_multiplies(tmp_path, monkeypatch):
     assert len(hidden) == config.layers
     for x, trace in zip(hidden, traces, strict=True):
         np.testing.assert_allclose(x, trace["X"], rtol=1e-3, atol=1e-4)
+
+
+class Watched(np.ndarray):
+    """A weight that keeps the squares of what it is multiplied with, in ``seen[name]``."""
+
+    def __array_finalize__(self, other):
+        self.name, self.seen = getattr(other, "name", ""), getattr(other, "seen", None)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        plain = [x.view(np.ndarray) if isinstance(x, Watched) else x for x in inputs]
+        if ufunc is np.matmul and inputs[1] is self:
+            self.seen[self.name] += [plain[0]]
+        return getattr(ufunc, method)(*plain, **kwargs)
+
+    def __array_function__(self, function, types, args, kwargs):
+        plain = [x.view(np.ndarray) if isinstance(x, Watched) else x for x in args]
+        if function is np.einsum and args[-1] is self:
+            self.seen[self.name] += [plain[1].reshape(-1, plain[1].shape[-1])]
+        return function(*plain, **kwargs)
+
+
+def test_attention_and_head_see_what_the_reference_multiplies(tmp_path):
+    """Every matrix of a layer that is neither an expert nor of the streams, and the head."""
+    shape = Shape()
+    writer = tiny_model(shape)
+    config, w = reference_model(writer, shape)
+    path = writer.write(tmp_path / "m.gguf")
+    ids = np.random.default_rng(3).integers(0, shape.vocab, 140).tolist()
+    seen: dict[str, list[np.ndarray]] = defaultdict(list)
+    for name, x in w.items():
+        if x.ndim == 2 and name.endswith(".weight"):
+            w[name] = x.view(Watched)
+            w[name].name, w[name].seen = name, seen
+    reference.forward(config, w, ids)
+
+    with load_observed(path, "inputs", kernels="exact", kv_rounding="off") as model:
+        model.session().evaluate(ids)
+        found = {name: (s, c) for name, s, c in model._live.take_inputs()}
+    checked = 0
+    for name, ours in {**hf_to_gguf.LAYER, "head.weight": "output.weight"}.items():
+        for i in range(config.layers):
+            full, gguf_name = f"layers.{i}.{name}", f"blk.{i}.{ours}"
+            if name == "head.weight":
+                full, gguf_name = name, ours
+            if full not in seen:
+                continue
+            rows = np.concatenate(seen[full])
+            sums, n = found[gguf_name]
+            # The engine leaves the choice of rows out where all are taken.
+            if "indexer" in name and "compressor" not in name and not n.any():
+                continue
+            checked += 1
+            np.testing.assert_allclose(sums[0], (rows**2).sum(0), rtol=2e-3, atol=1e-7)
+            assert n.tolist() == [len(rows)]
+    assert checked >= 8 * config.layers
 
 
 def test_what_is_not_observed_is_not_there():

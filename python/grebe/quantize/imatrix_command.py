@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..command_files import check_writable, read_text
 from ..errors import InvalidArgumentError
 from ..progress import ProgressBar
 from ..report import columns, printable
@@ -18,17 +18,10 @@ if TYPE_CHECKING:
 
     from .imatrix import Imatrix
 
-__all__ = ["add_parser", "read_text", "run"]
+__all__ = ["add_parser", "run"]
 
 SAVE_SECONDS = 300.0  # between two states on disk of a long run
 SHOWN = 8
-
-
-def read_text(name: str) -> str:
-    """A text file, UTF-8; - is stdin. Line ends stay as they are."""
-    if name == "-":
-        return sys.stdin.buffer.read().decode("utf-8")
-    return Path(name).read_bytes().decode("utf-8")
 
 
 def add_parser(
@@ -80,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
 
     if not args.merge and not args.texts:
         raise InvalidArgumentError("MODEL.gguf and a TEXT, or --merge FILE, are expected")
+    check_writable(args.out)
     start = time.monotonic()
     earlier = Imatrix()
     for file in args.merge:
