@@ -135,23 +135,17 @@ def test_attention_and_head_see_what_the_reference_multiplies(tmp_path):
     with load_observed(path, "inputs", kernels="exact", kv_rounding="off") as model:
         model.session().evaluate(ids)
         found = {name: (s, c) for name, s, c in model._live.take_inputs()}
-    checked = 0
-    for name, ours in {**hf_to_gguf.LAYER, "head.weight": "output.weight"}.items():
-        for i in range(config.layers):
-            full, gguf_name = f"layers.{i}.{name}", f"blk.{i}.{ours}"
-            if name == "head.weight":
-                full, gguf_name = name, ours
-            if full not in seen:
-                continue
-            rows = np.concatenate(seen[full])
-            sums, n = found[gguf_name]
-            # The engine leaves the choice of rows out where all are taken.
-            if "indexer" in name and "compressor" not in name and not n.any():
-                continue
-            checked += 1
-            np.testing.assert_allclose(sums[0], (rows**2).sum(0), rtol=2e-3, atol=1e-7)
-            assert n.tolist() == [len(rows)]
-    assert checked >= 8 * config.layers
+    expected = {"output.weight": seen["head.weight"]}
+    for i in range(config.layers):
+        for name, ours in hf_to_gguf.LAYER.items():
+            if f"layers.{i}.{name}" in seen:
+                expected[f"blk.{i}.{ours}"] = seen[f"layers.{i}.{name}"]
+    assert {name for name in found if "_exps" not in name} == expected.keys()
+    assert len(expected) == 36
+    for name, parts in expected.items():
+        rows, (sums, n) = np.concatenate(parts), found[name]
+        np.testing.assert_allclose(sums[0], (rows**2).sum(0), rtol=2e-3, atol=1e-7)
+        assert n.tolist() == [len(rows)]
 
 
 def test_what_is_not_observed_is_not_there():
