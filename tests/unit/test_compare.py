@@ -9,7 +9,7 @@ import grebe
 import numpy as np
 import pytest
 from grebe import cli, compare_reference, measure
-from grebe.compare import compare, divergence, log_softmax
+from grebe.compare import _rows, compare, divergence, log_softmax
 from grebe.compare_plot import svg
 from grebe.compare_reference import cases_of, save_reference, score
 from grebe.errors import FormatError, InvalidArgumentError, StorageError
@@ -79,6 +79,23 @@ def test_the_numbers_are_those_of_the_definition(pair):
     assert found.layers[0] == 0  # before the layer that was changed
     assert found.layers[1] > 0.01
     assert found.kl_mean > 1e-3
+
+
+def test_small_steps_give_the_same_numbers(pair, monkeypatch):
+    """What bounds memory at a large vocabulary: logits of a few tokens at once, and no more."""
+    a, b = pair
+    whole = compare(a, b, [TEXT], n_ctx=60, layers=True)
+    rows = []
+    monkeypatch.setattr(
+        "grebe.compare._rows", lambda x, y, ids, f=_rows: rows.append(len(ids)) or f(x, y, ids)
+    )
+    monkeypatch.setattr("grebe.compare.LOGIT_BYTES", 7 * 8 * a.config.vocab_size)
+    steps = compare(a, b, [TEXT], n_ctx=60, layers=True)
+    assert max(rows) == 7
+    assert sum(rows) == whole.n_tokens == steps.n_tokens
+    assert steps.nats_a == pytest.approx(whole.nats_a, rel=1e-4)
+    assert steps.kl_mean == pytest.approx(whole.kl_mean, rel=0.02)
+    np.testing.assert_allclose(steps.layers, whole.layers, rtol=0.02)
 
 
 def test_tokens_are_limited_over_all_texts(pair):

@@ -284,5 +284,12 @@ def test_the_command(tmp_path, capsys):
     assert a.keys() == b.keys()
     for name, values in a.items():
         np.testing.assert_allclose(b[name], values, rtol=1e-6)
-    assert cli.main(["imatrix", str(EMBEDDED_MODEL)]) == 2
-    assert "--merge FILE" in capsys.readouterr().err
+    nowhere = str(tmp_path / "none" / "m.gguf")
+    for wrong, reason in (
+        ([str(EMBEDDED_MODEL)], "--merge FILE"),
+        ([str(EMBEDDED_MODEL), "--merge", str(out)], "--merge FILE alone"),
+        (["--merge", str(text)], "no imatrix, or damaged"),
+        ([str(EMBEDDED_MODEL), str(text), "-o", nowhere], "No such file"),
+    ):
+        assert cli.main(["imatrix", "-o", str(dat), *wrong]) == 2
+        assert reason in capsys.readouterr().err

@@ -209,7 +209,8 @@ def _read_dat(raw: bytes, path: str) -> Imatrix:
             raise FormatError(f"{path}: ends at byte {at}, within {what}", path, at)
         (value,) = struct.unpack_from("<i", raw, at)
         if not 0 <= value <= most:
-            raise FormatError(f"{path}: {what} is {value} at byte {at}", path, at)
+            message = f"{path}: no imatrix, or damaged: {what} is {value} at byte {at}"
+            raise FormatError(message, path, at)
         at += 4
         return int(value)
 

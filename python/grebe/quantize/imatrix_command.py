@@ -71,8 +71,8 @@ def run(args: argparse.Namespace) -> None:
     """Collects, merges, writes and reports."""
     from .imatrix import Imatrix
 
-    if not args.merge and not args.texts:
-        raise InvalidArgumentError("MODEL.gguf and a TEXT, or --merge FILE, are expected")
+    if not args.texts and (args.model is not None or not args.merge):
+        raise InvalidArgumentError("MODEL.gguf and a TEXT, or --merge FILE alone, are expected")
     check_writable(args.out)
     start = time.monotonic()
     earlier = Imatrix()
