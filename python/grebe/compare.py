@@ -33,6 +33,7 @@ class Comparison:
         nats_a: mean negative log likelihood of model a; nats_b of b.
         nats_error: standard error of the mean difference of the two.
         kl_mean: of a's distribution from b's, in nats; kl_median, kl_p99, kl_max likewise.
+        kl_error: standard error of kl_mean.
         top1: share of tokens at which both would choose the same.
         top1_a: share of tokens at which a would choose the right one; top1_b of b.
         p_rms: root mean square of the change of the right token's probability.
@@ -46,6 +47,7 @@ class Comparison:
     nats_b: float
     nats_error: float
     kl_mean: float
+    kl_error: float
     kl_median: float
     kl_p99: float
     kl_max: float
@@ -196,13 +198,13 @@ def compare(
     nats_a, nats_b, kl, same, right_a, right_b = (
         np.concatenate([c[i] for c in columns]) for i in range(6)
     )
-    spread = float((nats_b - nats_a).std(ddof=1)) if total > 1 else 0.0
     return Comparison(
         n_tokens=total,
         nats_a=float(nats_a.mean()),
         nats_b=float(nats_b.mean()),
-        nats_error=spread / math.sqrt(total),
+        nats_error=_error(nats_b - nats_a),
         kl_mean=float(kl.mean()),
+        kl_error=_error(kl),
         kl_median=float(np.median(kl)),
         kl_p99=float(np.quantile(kl, 0.99)),
         kl_max=float(kl.max()),
@@ -215,6 +217,11 @@ def compare(
         layers=streams.errors() if streams is not None else [],
         quantiles=[float(q) for q in np.quantile(kl, QUANTILES)],
     )
+
+
+def _error(values: Doubles) -> float:
+    """Standard error of the mean."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def _steps(model: Model, window: list[int], n: int) -> Iterator[tuple[list[int], list[int]]]:

@@ -183,8 +183,8 @@ def _report(paths: list[str], c: Comparison) -> None:
     difference = c.nats_b - c.nats_a
     facts = [
         ("nats a token", f"{difference:+.5f} +- {c.nats_error:.5f} over {c.n_tokens} tokens"),
-        ("KL", f"mean {c.kl_mean:.6f}, median {c.kl_median:.6f}, 99 % {c.kl_p99:.5f}"),
-        ("", f"largest {c.kl_max:.4f}"),
+        ("KL", f"mean {c.kl_mean:.6f} +- {c.kl_error:.6f}, median {c.kl_median:.6f}"),
+        ("", f"99 % {c.kl_p99:.5f}, largest {c.kl_max:.4f}"),
         ("same choice", f"{c.top1:.2%}"),
         ("right token's p", f"changes by {c.p_rms:.3%} (root mean square)"),
     ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import grebe
 import numpy as np
 import pytest
-from grebe import cli, compare_reference, measure
+from grebe import cli, compare_command, compare_reference, measure
 from grebe.compare import _rows, compare, divergence, log_softmax
 from grebe.compare_plot import svg
 from grebe.compare_reference import cases_of, save_reference, score
@@ -71,6 +73,7 @@ def test_the_numbers_are_those_of_the_definition(pair):
         same.append(p.argmax(1) == q.argmax(1))
     kl = np.concatenate(kl)
     assert found.kl_mean == pytest.approx(kl.mean(), rel=1e-6)
+    assert found.kl_error == pytest.approx(kl.std(ddof=1) / len(kl) ** 0.5, rel=1e-6)
     assert found.kl_p99 == pytest.approx(np.quantile(kl, 0.99), rel=1e-6)
     assert found.top1 == np.concatenate(same).mean()
     x, y = (np.concatenate(h, axis=1).astype(np.float64) for h in hidden)
@@ -260,3 +263,15 @@ def test_the_command(other, tmp_path, capsys, monkeypatch):
         err = capsys.readouterr().err
         assert reason in err
         assert len(err.splitlines()) == 1
+
+
+def test_the_page_names_options_that_there_are():
+    page = (Path(__file__).parents[2] / "docs" / "quality.md").read_text(encoding="utf-8")
+    parser = cli.make_parser()
+    for command in re.findall(r"^grebe (compare .*?)(?:  +#.*)?$", page, re.M):
+        assert parser.parse_args(command.split()).run is compare_command.run
+    usage = parser._subparsers._group_actions[0].choices["compare"].format_help()
+    usage += "--type --calibrate --text"  # of grebe quantize and of the script
+    named = set(re.findall(r"--[a-z][a-z-]+", page))
+    assert len(named) > 10
+    assert named <= set(re.findall(r"--[a-z][a-z-]+", usage))
