@@ -92,13 +92,12 @@ def draw(r: Random, fill: Filler) -> tuple[str, Chat | str]:
         text, qa = world(r)
         if not qa:
             return draw(r, fill)
-        (q, a), *others = r.sample(qa, min(len(qa), r.randrange(1, 4)))
-        turns: list[Turn] = [
-            ("user", text + " " + q),
-            ("assistant", "Follow the moves one by one.", a, None),
-        ]
-        for q, a in others:
-            turns += [("user", q), ("assistant", "Follow the moves one by one.", a, None)]
+        turns: list[Turn] = []
+        for q, a, thought in r.sample(qa, min(len(qa), r.randrange(1, 4))):
+            turns += [
+                ("user", q if turns else f"{text} {q}"),
+                ("assistant", thought, a, None),
+            ]
         return "world", chat(turns)
     if k < 0.80:
         turns, tools, think = tool_chat(r)
@@ -138,7 +137,7 @@ def graded_questions(r: Random, fill: Filler) -> list[dict[str, Any]]:
     for _ in range(200):
         text, qa = world(r, 8)
         if qa:
-            q, a = r.choice(qa)
+            q, a, _thought = r.choice(qa)
             graded.append(dict(kind="world", prompt=ask([("user", text + " " + q)]), answer=a))
     for kind, make in (("story_qa", story), ("tale_qa", tale)):
         for _ in range(200):
