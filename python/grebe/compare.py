@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import InvalidArgumentError
+from .errors import GrebeError, InvalidArgumentError
 from .model import Model
 
 __all__ = ["Comparison", "compare", "divergence", "log_softmax", "score_texts"]
@@ -74,8 +74,14 @@ class Comparison:
 QUANTILES = tuple(i / 100 for i in range(101))
 
 
-def log_softmax(logits: NDArray[np.float32]) -> Doubles:
-    """f64 of the same shape, over the last axis."""
+def log_softmax(logits: NDArray[np.float32], name: str = "the model") -> Doubles:
+    """f64 of the same shape, over the last axis.
+
+    Raises:
+        GrebeError: the logits of the model of that name are not finite: its file is damaged.
+    """
+    if not np.isfinite(logits).all():
+        raise GrebeError(f"{name}: logits are not finite")
     x: Doubles = logits.astype(np.float64)
     x -= x.max(-1, keepdims=True)
     x -= np.log(np.exp(x).sum(-1, keepdims=True))
@@ -173,6 +179,7 @@ def compare(
 
     Raises:
         InvalidArgumentError: no text, or models of different tokenizers.
+        GrebeError: logits are not finite.
     """
     windows = score_texts(a, texts, n_ctx, max_tokens, special)
     if (
@@ -189,7 +196,9 @@ def compare(
             s.rewind(0)
             t.rewind(0)
             for inputs, targets in _steps(a, window, _chunk(a, b, layers)):
-                columns.append(_rows(s.evaluate(inputs), t.evaluate(inputs), targets))
+                x = log_softmax(s.evaluate(inputs), str(a.path))
+                y = log_softmax(t.evaluate(inputs), str(b.path))
+                columns.append(_rows(x, y, targets))
                 if streams is not None:
                     streams.add()
                 done += len(targets)
@@ -230,12 +239,9 @@ def _steps(model: Model, window: list[int], n: int) -> Iterator[tuple[list[int],
         yield inputs[i : i + n], window[i : i + n]
 
 
-def _rows(
-    logits_a: NDArray[np.float32], logits_b: NDArray[np.float32], targets: list[int]
-) -> list[Doubles]:
+def _rows(a: Doubles, b: Doubles, targets: list[int]) -> list[Doubles]:
     """Per token: nats of a and b, KL, same choice, right choice of a and of b."""
-    a, b = log_softmax(logits_a), log_softmax(logits_b)
     rows, ids = np.arange(len(targets)), np.asarray(targets)
-    top_a, top_b = logits_a.argmax(-1), logits_b.argmax(-1)
+    top_a, top_b = a.argmax(-1), b.argmax(-1)
     flags = [(x == y).astype(np.float64) for x, y in ((top_a, top_b), (top_a, ids), (top_b, ids))]
     return [-a[rows, ids], -b[rows, ids], divergence(a, b), *flags]

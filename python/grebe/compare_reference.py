@@ -119,7 +119,7 @@ def _distributions(
         for i, tokens in enumerate(cases):
             session.rewind(0)
             session.prefill(tokens)
-            yield log_softmax(session.logits)
+            yield log_softmax(session.logits, str(model.path))
             if on_progress is not None:
                 on_progress(i + 1, len(cases))
 

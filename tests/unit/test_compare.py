@@ -14,7 +14,7 @@ from grebe import cli, compare_command, compare_reference, measure
 from grebe.compare import _rows, compare, divergence, log_softmax
 from grebe.compare_plot import svg
 from grebe.compare_reference import cases_of, save_reference, score
-from grebe.errors import FormatError, InvalidArgumentError, StorageError
+from grebe.errors import FormatError, GrebeError, InvalidArgumentError, StorageError
 from grebe.model import EMBEDDED_MODEL
 from grebe.quantize.collect import load_observed
 
@@ -25,7 +25,7 @@ TEXT = "Once upon a time there was a small bird that could dive. It was cold. " 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """The embedded model with one matrix of its middle changed: half of the output of an expert."""
+    """The embedded model with half of an attention output of its middle set to zero."""
     path = tmp_path_factory.mktemp("other") / "other.gguf"
     raw = bytearray(EMBEDDED_MODEL.read_bytes())
     from grebe import inspect
@@ -115,6 +115,9 @@ def test_divergence_is_never_negative_and_survives_certainty():
     a = log_softmax(np.array([[1e4, 0, 0], [1, 1, 1], [5, 0, -1]], np.float32))
     b = log_softmax(np.array([[0, 0, 0], [1, 1, 1], [5, 0, -1]], np.float32))
     np.testing.assert_allclose(divergence(a, b), [np.log(3), 0, 0], atol=1e-12)
+    for broken in (np.nan, np.inf, -np.inf):
+        with pytest.raises(GrebeError, match=r"b\.gguf: logits are not finite"):
+            log_softmax(np.array([[0, broken]], np.float32), "b.gguf")
 
 
 # ------------------------------------------------------------------ saved cases
