@@ -41,7 +41,7 @@ bench: $(VENV)/.installed           ## speed of the embedded model; see benchmar
 	$(VENV)/bin/grebe bench
 
 $(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install --quiet $$($(PYTHON) -c "import re; print(*re.findall(r'\"((?:ruff|mypy|clang-format)==[^\"]+)\"', open('pyproject.toml').read()))") 'numpy>=1.24'
+	$(PIP) install --quiet $$($(PYTHON) -c "import re; print(*re.findall(r'\"((?:ruff|mypy|clang-format)==[^\"]+|(?:numpy|starlette|uvicorn|msgspec|llguidance)>=[^\"]+)\"', open('pyproject.toml').read()))")
 	touch $@
 
 lint: $(VENV)/.lint                 ## what must be clean before a commit
