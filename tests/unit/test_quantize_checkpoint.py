@@ -134,6 +134,8 @@ def test_draft_layers_go_where_they_are_asked_to(tmp_path):
     run(FP4, tmp_path / "c.gguf", recipe="q8", drafts="sidecar")
     names = [{t.name for t in gguf.GGUFReader(tmp_path / f"{c}.gguf").tensors} for c in "abc"]
     assert names[1] == names[0] | names[2] and not names[0] & names[2]
+    keys = gguf.GGUFReader(tmp_path / "c.gguf").fields
+    assert keys["deepseek4.nextn_predict_layers"].contents() == 1
     assert len(names[2]) == 32 and "mtp.0.ffn_gate_exps.weight" in names[2]  # as published
     with grebe.Model.load(tmp_path / "b.gguf", backend="cpu", n_threads=1):
         pass
@@ -319,6 +321,45 @@ def test_a_broken_checkpoint_is_an_error_and_no_file(how, tmp_path):
         run(tmp_path / "hf", tmp_path / "m.gguf")
     late = {"m.gguf.partial", "m.gguf.journal"} if how in ("scale nan", "weight nan") else set()
     assert leftovers(tmp_path) - {"hf"} == late
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("n_routed_experts", 2**40),
+        ("index_topk", -1),
+        ("sliding_window", 2**40),
+        ("rope_theta", 10**400),
+        ("swiglu_limit", "x"),
+        ("n_shared_experts", None),
+        ("num_hash_layers", "x"),
+    ],
+)
+def test_a_config_with_such_numbers_is_an_error(key, value, tmp_path):
+    write_checkpoint(tmp_path / "hf", hf_to_gguf.read_safetensors(FP4 / "model.safetensors"))
+    config = json.loads((FP4 / "config.json").read_text()) | {key: value}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    with pytest.raises((FormatError, UnsupportedModelError), match=r"config\.json"):
+        run(tmp_path / "hf", tmp_path / "m.gguf", recipe="f32")
+    assert leftovers(tmp_path) == {"hf"}
+
+
+@pytest.mark.parametrize("which", [3, 5])  # in between, and the last
+def test_a_draft_stage_without_one_of_its_experts_is_an_error(which, tmp_path):
+    tensors = hf_to_gguf.read_safetensors(FP4 / "model.safetensors")
+    stem = f"mtp.0.ffn.experts.{which}."
+    left = {n: x for n, x in tensors.items() if not n.startswith(stem)}
+    assert len(left) == len(tensors) - 6
+    write_checkpoint(tmp_path / "hf", left)
+    with pytest.raises(
+        FormatError, match=rf"mtp\.0\.ffn\.experts.{which}\.w[123]\.weight is missing"
+    ):
+        run(tmp_path / "hf", tmp_path / "m.gguf", drafts="sidecar")
+    tensors["mtp.0.odd"] = ("F32", np.float32(3).reshape(()))
+    write_checkpoint(tmp_path / "hf", tensors)
+    with pytest.raises(FormatError, match=r"mtp\.0\.odd has no dimension"):
+        run(tmp_path / "hf", tmp_path / "m.gguf", drafts="sidecar")
+    assert leftovers(tmp_path) == {"hf"}
 
 
 def test_tokenizer_that_is_missing_or_no_tokenizer(tmp_path):

@@ -107,6 +107,7 @@ def _check_importance(outputs: Sequence[Output], importance: Importance, report:
 def _plan_name(head: bytes, checkpoint: Checkpoint, imatrix: Path | None) -> str:
     """One name for all that decides the bytes."""
     h = hashlib.sha256(head)
+    h.update(f"{_engine.version}\n".encode())
     for name, size in sorted(checkpoint.shards.items()):
         h.update(f"{name} {size} {(checkpoint.folder / name).stat().st_mtime_ns}\n".encode())
     if imatrix is not None:

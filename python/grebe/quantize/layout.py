@@ -145,6 +145,13 @@ def _require(checkpoint: Checkpoint, name: str, shape: Shape) -> None:
         raise FormatError(message, path, stored.offset)
 
 
+def _require_one_kind(checkpoint: Checkpoint, t: Target) -> None:
+    kinds = {checkpoint.kind(source) for source in t.sources}
+    if len(kinds) > 1:
+        folder = str(checkpoint.folder)
+        raise FormatError(f"{folder}: experts of {t.name} are {sorted(kinds)}", folder)
+
+
 def model_targets(checkpoint: Checkpoint) -> list[Target]:
     """The tensors of the model without its draft layers, all checked to be there."""
     config = checkpoint.config
@@ -161,9 +168,19 @@ def model_targets(checkpoint: Checkpoint) -> list[Target]:
     ):
         message = f"config.json: compress_ratios is not {n_layers} numbers of 0, 4, 128"
         raise UnsupportedModelError(message, "compress_ratios", str(ratios), "0, 4 or 128 each")
+    n_hash = config.get("num_hash_layers", 0)
+    if type(n_hash) is not int or n_hash < 0:
+        message = f"config.json: num_hash_layers is {n_hash!r}; expected a number"
+        raise UnsupportedModelError(message, "num_hash_layers", repr(n_hash), "a number")
     d, vocab = _number(config, "hidden_size"), _number(config, "vocab_size")
     streams, ff = _number(config, "hc_mult"), _number(config, "moe_intermediate_size")
     n_experts = _number(config, "n_routed_experts")
+    if n_experts > len(checkpoint.tensors):  # before as many names are made
+        folder = str(checkpoint.folder)
+        message = (
+            f"{folder}: {len(checkpoint.tensors)} tensors; config.json has {n_experts} experts"
+        )
+        raise FormatError(message, folder)
     shapes: dict[str, Shape] = {
         "embed.weight": (vocab, d),
         "head.weight": (vocab, d),
@@ -183,10 +200,7 @@ def model_targets(checkpoint: Checkpoint) -> list[Target]:
     for t in targets:
         for source in t.sources:
             _require(checkpoint, source, t.shape[1:] if t.stacked else t.shape)
-        kinds = {checkpoint.kind(source) for source in t.sources}
-        if len(kinds) > 1:
-            folder = str(checkpoint.folder)
-            raise FormatError(f"{folder}: experts of {t.name} are {sorted(kinds)}", folder)
+        _require_one_kind(checkpoint, t)
     return targets
 
 
@@ -196,6 +210,7 @@ def draft_targets(checkpoint: Checkpoint) -> list[Target]:
     Their shapes are taken as they are: grebe does not run them, and the stages differ.
     """
     targets: list[Target] = []
+    stacked: set[tuple[str, str]] = set()
     for name in checkpoint.tensors:
         match = re.fullmatch(r"(mtp\.\d+)\.(.*)", name)
         is_scale = name.endswith(".scale") and f"{name[:-5]}weight" in checkpoint.tensors
@@ -207,17 +222,26 @@ def draft_targets(checkpoint: Checkpoint) -> list[Target]:
             gguf = LAYER.get(
                 rest, rest if rest.endswith((".weight", ".bias")) else f"{rest}.weight"
             )
-            targets.append(Target(f"{stem}.{gguf}", (name,), checkpoint.shape(name)))
-        elif expert[1] == "0":
-            pattern = f"{stem}.ffn.experts.{{}}.{expert[2]}.weight"
-            sources: list[str] = []
-            while pattern.format(len(sources)) in checkpoint.tensors:
-                sources.append(pattern.format(len(sources)))
             shape = checkpoint.shape(name)
-            for source in sources:
-                _require(checkpoint, source, shape)
-            full = (len(sources), *shape)
-            targets.append(
-                Target(f"{stem}.{EXPERTS[expert[2]]}", tuple(sources), full, stacked=True)
-            )
+            if not shape:
+                raise FormatError(f"{checkpoint.tensors[name].path}: {name} has no dimension")
+            targets.append(Target(f"{stem}.{gguf}", (name,), shape))
+        elif (stem, expert[2]) not in stacked:
+            stacked.add((stem, expert[2]))
+            targets.append(_draft_experts(checkpoint, stem, expert[2], checkpoint.shape(name)))
     return targets
+
+
+def _draft_experts(checkpoint: Checkpoint, stem: str, which: str, shape: Shape) -> Target:
+    """As many as the stage's router has rows."""
+    gate = checkpoint.tensors.get(f"{stem}.ffn.gate.weight")
+    if gate is None or not gate.shape:
+        folder = str(checkpoint.folder)
+        raise FormatError(f"{folder}: {stem} has experts and no {stem}.ffn.gate.weight", folder)
+    sources = tuple(f"{stem}.ffn.experts.{e}.{which}.weight" for e in range(gate.shape[0]))
+    for source in sources:
+        _require(checkpoint, source, shape)
+    full = (len(sources), *shape)
+    target = Target(f"{stem}.{EXPERTS[which]}", sources, full, stacked=True)
+    _require_one_kind(checkpoint, target)
+    return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def model_keys(
     n = config["num_hidden_layers"]
     keys = [
         key("general.architecture", "string", architecture),
-        key("general.name", "string", name),
+        key("general.name", "string", name.encode(errors="replace").decode()),
         key("general.quantization_version", "u32", 2),
         key("general.alignment", "u32", 32),
     ]
@@ -80,18 +81,18 @@ def model_keys(
             add("rope.scaling.original_context_length", "u32", context)
             add("rope.scaling.yarn_beta_fast", "f32", float(yarn["beta_fast"]))
             add("rope.scaling.yarn_beta_slow", "f32", float(yarn["beta_slow"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"config.json: {error} is missing or not a number") from None
-    add("attention.head_count_kv", "u32", 1)
-    add("expert_shared_count", "u32", int(config.get("n_shared_experts", 1)))
-    add("expert_group_count", "u32", 0)
-    add("expert_group_used_count", "u32", 0)
-    add("expert_gating_func", "u32", SQRT_SOFTPLUS)
-    add("expert_weights_norm", "bool", bool(config.get("norm_topk_prob", True)))
-    add("hash_layer_count", "u32", int(config.get("num_hash_layers", 0)))
-    add("nextn_predict_layers", "u32", 0)
-    add("swiglu_clamp_exp", "f32", [float(config.get("swiglu_limit", 0.0))] * n)
-    add("attention.compress_ratios", "u32", [int(r) for r in config["compress_ratios"][:n]])
+        add("attention.head_count_kv", "u32", 1)
+        add("expert_shared_count", "u32", int(config.get("n_shared_experts", 1)))
+        add("expert_group_count", "u32", 0)
+        add("expert_group_used_count", "u32", 0)
+        add("expert_gating_func", "u32", SQRT_SOFTPLUS)
+        add("expert_weights_norm", "bool", bool(config.get("norm_topk_prob", True)))
+        add("hash_layer_count", "u32", int(config.get("num_hash_layers", 0)))
+        add("nextn_predict_layers", "u32", int(architecture != ARCHITECTURE))
+        add("swiglu_clamp_exp", "f32", [float(config.get("swiglu_limit", 0.0))] * n)
+        add("attention.compress_ratios", "u32", [int(r) for r in config["compress_ratios"][:n]])
+    except (KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
+        raise FormatError(f"config.json: a key is missing or no such number: {error!r}") from None
     return keys
 
 
